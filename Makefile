@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.11+ with venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo demo-long test check format
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	mkdir -p .types && ln -sfn .. .types/mien
+	touch $@
+
+demo: setup
+	$(BIN)/python experiments/tune_dfew.py --demo --output output/demo
+
+demo-long: setup
+	$(BIN)/python experiments/tune_dfew.py --demo-long --output output/demo-long
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy models data_pipelines platform experiments mien.py
+
+format: setup $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.tools: setup
+	$(BIN)/python -m pip install --disable-pip-version-check -q ruff==0.17.6 mypy==2.4.1 types-PyYAML
+	touch $@
