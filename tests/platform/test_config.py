@@ -1,0 +1,126 @@
+"""A setting is born once, set by a recipe, overridden on the command line, and checked before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import yaml
+from pydantic import BaseModel, Field, model_validator
+
+from mien.platform import config as settings
+from mien.platform.config import ConfigError
+
+
+class Adam(BaseModel, frozen=True, extra="forbid"):
+    name: Literal["adam"] = "adam"
+    lr: float = Field(1e-3, description="learning rate", gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="moments")
+
+
+class Sgd(BaseModel, frozen=True, extra="forbid"):
+    name: Literal["sgd"] = "sgd"
+    momentum: float = Field(0.9, description="momentum", ge=0)
+
+
+class Loop(BaseModel, frozen=True, extra="forbid"):
+    warmup_steps: int = Field(10, description="steps", ge=0)
+    steps: int = Field(100, description="steps", gt=0)
+
+    @model_validator(mode="after")
+    def _order(self) -> "Loop":
+        if self.warmup_steps > self.steps:
+            raise ValueError("warmup_steps must not exceed steps")
+        return self
+
+
+class Program(BaseModel, frozen=True, extra="forbid"):
+    optim: Annotated[Adam | Sgd, Field(discriminator="name")] = Field(Adam(lr=0.5), description="optimiser")
+    loop: Loop = Field(Loop(), description="loop")
+    extra: Loop | None = Field(None, description="a second loop")
+    labels: str | None = Field(None, description="label file")
+
+
+def write(folder: Path, tree: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_command_line_beats_recipe_beats_default(tmp_path: Path) -> None:
+    recipe = write(tmp_path, {"optim": {"lr": 0.1}, "loop": {"steps": 50}})
+    config = settings.parse(Program, ["--config", str(recipe), "optim.lr=3e-4"], "").config
+    # 1e-4 is text to YAML, and a number to us.
+    assert config.optim == Adam(lr=3e-4)
+    assert config.loop == Loop(steps=50)
+
+
+@pytest.mark.parametrize("words", [["loop.steps=7"], ["--loop.steps", "7"], ["--loop.steps=7"]])
+def test_every_spelling_of_an_override_is_the_same(words: list[str]) -> None:
+    words = [*words, "loop.warmup_steps=1", "--output", "here"]
+    call = settings.parse(Program, words, "")
+    assert call.config.loop.steps == 7
+    assert call.output == Path("here")
+
+
+def test_a_partial_override_keeps_the_rest_of_a_default_section() -> None:
+    assert settings.load(Program, None, {"optim.betas": [0.5, 0.6]}).optim == Adam(lr=0.5, betas=(0.5, 0.6))
+
+
+def test_naming_another_variant_drops_the_settings_of_the_old_one() -> None:
+    assert settings.load(Program, None, {"optim.name": "sgd"}).optim == Sgd()
+
+
+def test_an_optional_section_starts_from_its_own_defaults() -> None:
+    assert settings.load(Program, None, {"extra.steps": 20}).extra == Loop(steps=20)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"optim.lrr": 1}, "unknown setting optim.lrr; did you mean optim.lr?"),
+        ({"stesp": 1}, "unknown setting stesp; "),
+        ({"warmup_steps": 1}, "did you mean loop.warmup_steps?"),
+        ({"optim.name": "adan"}, r"optim.name must be one of adam, sgd; got 'adan' \(did you mean adam\?\)"),
+        ({"optim.lr": -1}, "optim.lr: .*greater than 0; got -1"),
+        ({"loop.steps": "many"}, "loop.steps: .*integer.*; got 'many'"),
+        ({"loop.steps": 5}, "loop: warmup_steps must not exceed steps"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_path(overrides: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        settings.load(Program, None, overrides)
+
+
+def test_a_missing_recipe_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        settings.load(Program, tmp_path / "no.yaml", {})
+
+
+def test_what_was_dumped_rebuilds_the_same_config() -> None:
+    config = settings.load(Program, None, {"optim.name": "sgd", "loop.steps": 20})
+    assert settings.rebuild(Program, yaml.safe_load(settings.dump(config))) == config
+
+
+def test_overrides_are_tried_against_a_config() -> None:
+    config = settings.with_overrides(Program(), {"optim.lr": "1e-4", "labels": "a.csv"})
+    assert (config.optim, config.labels) == (Adam(lr=1e-4), "a.csv")
+    with pytest.raises(ConfigError, match=r"unknown setting optim\.alpa"):
+        settings.with_overrides(Program(), {"optim.alpa": 1})
+
+
+def test_help_lists_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings.parse(Program, ["--help"], "What it does.", flags={"demo": "small world"})
+    shown = capsys.readouterr().out
+    for key in ("optim.lr ([adam] float) = 0.001", "optim.momentum ([sgd] float)", "loop.steps (int) = 100", "--demo"):
+        assert key in shown
+
+
+def test_a_program_tells_a_users_mistake_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        raise ConfigError("alpha must be at least 0, got -1")
+
+    with pytest.raises(SystemExit) as stop:
+        settings.run_program(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: alpha must be at least 0, got -1\n"
