@@ -1,0 +1,101 @@
+"""Learning curves as inline SVG, drawn with the parts of `charts.py`."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mien.platform.charts import LETTER, WIDTH, dot, drawing, rule, scale, ticks, tidy, write
+
+COLOURS = ("s0", "s1", "s2", "s3", "s4", "s5")
+MAX_POINTS = 220  # more than this on one line and neighbours are averaged
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a line chart; points whose y is not finite leave a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def _thin(series: Series) -> np.ndarray:
+    """Average neighbours until at most MAX_POINTS are left: rows of x, mean, lowest and highest y of each bin."""
+    x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
+    finite = np.isfinite(y) & np.isfinite(x)
+    size = max(1, math.ceil(len(x) / MAX_POINTS))
+    bins = [slice(start, start + size) for start in range(0, len(x), size)]
+    kept = [(x[b], y[b][finite[b]]) for b in bins]
+    full = np.array([(xs.mean(), *((ys.mean(), ys.min(), ys.max()) if len(ys) else (np.nan,) * 3)) for xs, ys in kept])
+    return full.reshape(-1, 4).T
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """Return SVG path data through the points, lifted over those that are not finite."""
+    data, lifted = [], True
+    for x, y in points:
+        if math.isfinite(y):
+            data.append(f"{'M' if lifted else 'L'}{x:.1f} {y:.1f}")
+        lifted = not math.isfinite(y)
+    return "".join(data)
+
+
+def lines(
+    series: Sequence[Series],
+    label: str,
+    x_label: str = "step",
+    height: int = 210,
+    reference: tuple[float, str] | None = None,
+    colours: Sequence[str] = COLOURS,
+) -> str:
+    """Draw one line a series, named at its end; long ones as means of neighbours, a single one on its min-max band."""
+    thin = [_thin(one) for one in series]
+    every = np.concatenate([part[1] for part in thin])
+    every = every[np.isfinite(every)]
+    if not len(every):
+        return drawing(WIDTH, 40, label, [write(0, 24, "no finite value was recorded", "note")])
+    x_all = np.concatenate([part[0] for part in thin])
+    bounds = [float(every.min()), float(every.max()), *([reference[0]] if reference else [])]
+    low, high = min(bounds), max(bounds)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low, high = (max(low - pad, 0.0) if low >= 0 else low - pad), high + pad
+    named = len(series) > 1
+    y_ticks = ticks(low, high)
+    left = 10 + LETTER * max(len(tidy(tick)) for tick in y_ticks)
+    right = WIDTH - (12 + LETTER * max(len(one.name) for one in series) if named else 8)
+    top, bottom = 8, height - (36 if x_label else 22)
+    to_x, to_y = scale(float(x_all.min()), float(x_all.max()), left, right), scale(low, high, bottom, top)
+    parts = []
+    for tick in y_ticks:
+        parts += [
+            rule(left, to_y(tick), right, to_y(tick), "grid"),
+            write(left - 6, to_y(tick) + 4, tidy(tick), "tick", "end"),
+        ]
+    for tick in ticks(float(x_all.min()), float(x_all.max())):
+        parts.append(write(to_x(tick), bottom + 16, tidy(tick, 4), "tick", "middle"))
+    if x_label:
+        parts.append(write(right, height - 4, x_label, "note", "end"))
+    if reference:
+        parts.append(rule(left, to_y(reference[0]), right, to_y(reference[0]), "reference"))
+        parts.append(write(left + 4, to_y(reference[0]) - 4, reference[1], "note"))
+    ends: list[tuple[float, str, str]] = []
+    for one, (x, mean, lowest, highest), colour in zip(series, thin, itertools.cycle(colours), strict=False):
+        if not named and len(one.x) > MAX_POINTS:
+            there = np.isfinite(mean)
+            over = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], highest[there], strict=True)]
+            under = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], lowest[there], strict=True)]
+            parts.append(f'<path d="{_path(over + under[::-1])}Z" class="band series {colour}"/>')
+        points = [(to_x(a), to_y(b)) for a, b in zip(x, mean, strict=True)]
+        parts.append(f'<path d="{_path(points)}" class="line series {colour}"/>')
+        solid = [point for point in points if math.isfinite(point[1])]
+        if len(solid) <= 12:
+            parts += [dot(a, b, 2.5, f"series {colour}") for a, b in solid]
+        ends += [(solid[-1][1], one.name, colour)] if named and solid else []
+    lowest_y = -math.inf
+    for y, name, colour in sorted(ends):
+        lowest_y = max(y, lowest_y + 13)
+        parts.append(write(right + 6, lowest_y + 4, name, f"name series {colour}"))
+    return drawing(WIDTH, height, label, parts)
