@@ -1,0 +1,167 @@
+"""A file or a folder of frames, and frame indices, to uint8 pictures `(t, h, w, c)` in RGB; or a DecodeError.
+
+Three sources look alike: a video file, a folder of frame images in natural order (2.jpg before 10.jpg), and one image,
+which is a video of one frame. Folders and images are read by OpenCV here, videos in `video_files`.
+
+`load` keeps a clip's files encoded, and `pack` many of them in one array, so that the trials of a study can share a
+dataset through the object store and decode it themselves.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mien.data_pipelines.video_files import Bytes, DecodeError, Probe, check_length, probe_video, read_video
+
+cv2.setNumThreads(1)  # clips are read side by side; threads inside one small frame only get in each other's way
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A clip's files as they are on disk: one video, or the images of frames `first`, `first` + 1, ..."""
+
+    path: str
+    parts: tuple[Bytes, ...]
+    images: bool
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Many `Encoded` in one flat array, which a process maps without copying."""
+
+    data: np.ndarray  # uint8 (bytes,)
+    part_ends: np.ndarray  # int64 (parts,): where each file's bytes end
+    source_ends: np.ndarray  # int64 (sources,): where each source's parts end
+    images: np.ndarray  # bool (sources,)
+    first: np.ndarray  # int64 (sources,)
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def source(self, index: int) -> Encoded:
+        """Return the `index`-th source, its parts views of `data`."""
+        begin = int(self.source_ends[index - 1]) if index else 0
+        parts = []
+        for part in range(begin, int(self.source_ends[index])):
+            offset = int(self.part_ends[part - 1]) if part else 0
+            parts.append(self.data[offset : int(self.part_ends[part])])
+        return Encoded(self.paths[index], tuple(parts), bool(self.images[index]), int(self.first[index]))
+
+
+def pack(sources: Sequence[Encoded]) -> Packed:
+    """Return `sources` copied into one array."""
+    parts = [np.frombuffer(part, np.uint8) for source in sources for part in source.parts]
+    return Packed(
+        data=np.concatenate(parts) if parts else np.empty(0, np.uint8),
+        part_ends=np.cumsum([len(part) for part in parts], dtype=np.int64),
+        source_ends=np.cumsum([len(source.parts) for source in sources], dtype=np.int64),
+        images=np.array([source.images for source in sources], dtype=bool),
+        first=np.array([source.first for source in sources], dtype=np.int64),
+        paths=tuple(source.path for source in sources),
+    )
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key under which numbers inside names count as numbers: 2.jpg before 10.jpg."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+
+
+def frame_files(folder: str | Path) -> list[Path]:
+    """Return the images of a frame folder in natural order; other files are passed over."""
+    found = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def probe(path: str | Path) -> Probe:
+    """Return length, rate and size of a source; of a folder, the first and the last frame are looked at."""
+    path = Path(path)
+    if _is_images(path):
+        frames = len(_listed(path))
+        height, width = read(path, [0, frames - 1]).shape[1:3]
+        return Probe(frames, None, height, width)
+    return probe_video(str(path))
+
+
+def load(path: str | Path, start: int = 0, frames: int | None = None) -> Encoded:
+    """Return a clip's files, still encoded: a video whole, of a folder `frames` images from `start` on."""
+    path = Path(path)
+    if not path.is_dir():
+        return Encoded(str(path), (_content(path),), images=_is_images(path))
+    last = None if frames is None else start + frames
+    return Encoded(str(path), tuple(_content(file) for file in _listed(path)[start:last]), images=True, first=start)
+
+
+def read(source: str | Path | Encoded, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the frames `indices` of a path or of loaded files, uint8 `(t, h, w, c)` RGB; indices may repeat.
+
+    Raises DecodeError where the file is missing, empty, damaged or shorter than asked, or its frames differ in size.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    assert indices.ndim == 1 and len(indices) and indices.min() >= 0
+    wanted, where = np.unique(indices, return_inverse=True)
+    if isinstance(source, Encoded):
+        frames = _read_encoded(source, wanted)
+    elif _is_images(Path(source)):
+        files = _listed(Path(source))
+        check_length(str(source), len(files), wanted)
+        frames = _pictures(str(source), [(str(files[i]), _content(files[i])) for i in wanted])
+    else:
+        frames = read_video(str(source), None, wanted)
+    return frames[where] if len(where) > len(wanted) or (np.diff(where) < 0).any() else frames
+
+
+def _is_images(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in IMAGES
+
+
+def _listed(path: Path) -> list[Path]:
+    """Return the images of a folder, or the one image that `path` is."""
+    if not path.is_dir():
+        return [path]
+    files = frame_files(path)
+    if not files:
+        raise DecodeError(path, f"a frame folder must hold images ({', '.join(sorted(IMAGES))}), but there is none")
+    return files
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DecodeError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _read_encoded(source: Encoded, wanted: np.ndarray) -> np.ndarray:
+    if not source.parts:
+        raise DecodeError(source.path, "nothing of it was loaded")
+    if not source.images:
+        return read_video(source.path, source.parts[0], wanted)
+    check_length(source.path, source.first + len(source.parts), wanted)
+    assert wanted[0] >= source.first, "frames before the loaded ones"
+    return _pictures(source.path, [(f"{source.path}, frame {i}", source.parts[i - source.first]) for i in wanted])
+
+
+def _pictures(path: str, files: Iterable[tuple[str, Bytes]]) -> np.ndarray:
+    """Return images, each a name and its bytes, as one array; they must share one size."""
+    frames: list[np.ndarray] = []
+    first = ""
+    for name, content in files:
+        if not len(content):
+            raise DecodeError(path, f"{name} is empty (0 bytes)")
+        frame = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if frame is None:
+            raise DecodeError(path, f"{name} is not an image that can be decoded")
+        if frames and frame.shape != frames[0].shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames[0].shape, frame.shape)]
+            raise DecodeError(path, f"frames must be of one size, but {first} is {sizes[0]} and {name} is {sizes[1]}")
+        first = first or name
+        frames.append(frame)
+    return np.stack(frames)

@@ -1,0 +1,217 @@
+"""Manifest rows to batches of numpy arrays, with threads and without Ray.
+
+A training clip is a function of its row and its draw alone, so this stream and the Ray Data stream hold the same clips
+at the same positions. A clip that cannot be decoded is absent from its training batch and reported beside it; in
+evaluation it ends the run, after all the others were tried, with one error that lists them all.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from mien.data_pipelines import decode
+from mien.data_pipelines.augment import AugmentConfig, augment
+from mien.data_pipelines.decode import DecodeError, Encoded, Packed
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.sampling import SamplingConfig, pretrain_indices, stream, train_indices, view_indices
+
+Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
+Batch = dict[str, np.ndarray]  # the same names, stacked
+Dropped = dict[str, Any]  # row, video, path, reason, position: one line of dropped.jsonl
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class ReadConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a manifest row becomes a clip."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    size: int = Field(160, ge=8, description="height and width of a clip, pixels")
+    root: str = Field("", description="folder that the manifest's relative paths start from")
+
+
+class EvaluationDecodeError(ValueError):
+    """Clips of an evaluation cannot be decoded; `failures` holds every DecodeError."""
+
+    def __init__(self, failures: Sequence[DecodeError]) -> None:
+        shown = "".join(f"\n  {failure}" for failure in failures[:20])
+        more = f"\n  and {len(failures) - 20} more" if len(failures) > 20 else ""
+        super().__init__(
+            f"every clip of an evaluation must be readable, but {len(failures)} are not; "
+            f"repair them or prepare the manifest again without them:{shown}{more}"
+        )
+        self.failures = tuple(failures)
+
+
+def locate(row: dict[str, Any], root: str) -> Path:
+    """Return where a row's file or folder stands."""
+    return Path(root) / row["path"]
+
+
+def read_train(
+    row: dict[str, Any], index: int, draw: int, config: ReadConfig, source: Encoded | None = None
+) -> Example:
+    """Return the training clip that `draw` chooses of manifest line `index`; raises DecodeError."""
+    frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
+    choose = pretrain_indices if config.sampling.rule == "pretrain" else train_indices
+    indices = row["start"] + choose(row["frames"], config.sampling, frames_rng)
+    clip = decode.read(source or locate(row, config.root), indices)
+    clip, gaze = augment(clip, _gaze(row), augment_rng, config.augment, config.size)
+    return _example(row, index, draw, clip, gaze)
+
+
+def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Encoded | None = None) -> list[Example]:
+    """Return the evaluation views of manifest line `index`, resized and nothing else; raises DecodeError."""
+    plain = config.augment.model_copy(update={"kind": "none"})
+    views = view_indices(row["frames"], config.sampling)
+    frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views))
+    frames, gaze = augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)
+    clips = np.split(frames, len(views))
+    return [{**_example(row, index, 0, clip, gaze), "view": np.int64(view)} for view, clip in enumerate(clips)]
+
+
+def _source(sources: Packed | None, index: int) -> Encoded | None:
+    return None if sources is None else sources.source(index)
+
+
+def _gaze(row: dict[str, Any]) -> np.ndarray:
+    known = row["pitch"] is not None
+    return np.array([row["pitch"], row["yaw"]] if known else [np.nan, np.nan], dtype=np.float32)
+
+
+def _example(row: dict[str, Any], index: int, draw: int, clip: np.ndarray, gaze: np.ndarray) -> Example:
+    label = -1 if row["label"] is None else row["label"]
+    return {"clip": clip, "row": np.int64(index), "draw": np.int64(draw), "label": np.int64(label), "gaze": gaze}
+
+
+def collate(examples: Sequence[Example], config: ReadConfig) -> Batch:
+    """Return examples stacked; of none, the same arrays with no clip in them."""
+    if not examples:
+        clip = np.empty((0, config.sampling.frames, config.size, config.size, 3), np.uint8)
+        numbers = {name: np.empty(0, np.int64) for name in ("row", "draw", "label", "position")}
+        return {"clip": clip, "gaze": np.empty((0, 2), np.float32), **numbers}
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def local_batches(
+    manifest: Manifest,
+    rows: Sequence[int] | np.ndarray,
+    batch_size: int,
+    seed: int,
+    config: ReadConfig,
+    start_step: int = 0,
+    steps: int | None = None,
+    threads: int = 1,
+    sources: Packed | None = None,
+) -> Generator[tuple[Batch, list[Dropped]], None, None]:
+    """Yield (batch, dropped) for `steps` steps, or without end, of the stream over the manifest lines `rows`.
+
+    Step s holds positions s * batch_size up to (s + 1) * batch_size, the same for any `threads` and any `start_step`.
+    A batch also holds `position`. `sources`, made by `load_manifest`, stands in for the files.
+    """
+
+    def read(item: tuple[int, int, int]) -> Example | Dropped:
+        position, index, draw = item
+        row = manifest.row(index)
+        try:
+            example = read_train(row, index, draw, config, _source(sources, index))
+        except DecodeError as error:
+            return {
+                "row": index,
+                "video": row["video"],
+                "path": error.path,
+                "reason": error.reason,
+                "position": position,
+            }
+        return {**example, "position": np.int64(position)}
+
+    wanted = count(start_step) if steps is None else range(start_step, start_step + steps)
+    parts = (stream(rows, seed, step * batch_size, (step + 1) * batch_size) for step in wanted)
+    results = in_order(read, (item for part in parts for item in part.items()), threads, ahead=2 * batch_size)
+    while step_results := list(islice(results, batch_size)):
+        examples = [result for result in step_results if "clip" in result]
+        yield collate(examples, config), [result for result in step_results if "clip" not in result]
+
+
+def local_views(
+    manifest: Manifest,
+    rows: Sequence[int] | np.ndarray,
+    batch_size: int,
+    config: ReadConfig,
+    threads: int = 1,
+    sources: Packed | None = None,
+) -> Iterator[Batch]:
+    """Yield the evaluation views of the manifest lines `rows` in order; a video's views can fall into two batches.
+
+    Raises EvaluationDecodeError at the end if any clip could not be decoded; no batch comes after the first failure.
+    """
+
+    def read(index: int) -> list[Example] | DecodeError:
+        try:
+            return read_views(manifest.row(index), index, config, _source(sources, index))
+        except DecodeError as error:
+            return error
+
+    failures: list[DecodeError] = []
+    waiting: list[Example] = []
+    for result in in_order(read, map(int, rows), threads, ahead=2 * batch_size):
+        if isinstance(result, DecodeError):
+            failures.append(result)
+        elif not failures:
+            waiting += result
+        while len(waiting) >= batch_size and not failures:
+            yield collate(waiting[:batch_size], config)
+            waiting = waiting[batch_size:]
+    if failures:
+        raise EvaluationDecodeError(failures)
+    if waiting:
+        yield collate(waiting, config)
+
+
+def load_manifest(manifest: Manifest, rows: Sequence[int] | np.ndarray, root: str, threads: int = 1) -> Packed:
+    """Return the encoded files of the manifest lines `rows` in one array, to be shared between processes.
+
+    Source i belongs to manifest line i; those of other lines, and of files that cannot be read, are empty.
+    """
+    chosen = set(map(int, rows))
+
+    def read(index: int) -> Encoded:
+        row = manifest.row(index)
+        path = locate(row, root)
+        if index not in chosen:
+            return Encoded(str(path), (), images=False)
+        try:
+            return decode.load(path, row["start"], row["frames"])
+        except DecodeError:
+            return Encoded(str(path), (), images=False)
+
+    return decode.pack(list(in_order(read, range(len(manifest)), threads, ahead=64)))
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int
+) -> Iterator[_Result]:
+    """Yield function(item) in the order of `items`, worked on by `threads` threads at most `ahead` items in advance.
+
+    OpenCV, decord and PyAV let other Python threads run while they decode.
+    """
+    if threads <= 1:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = deque(pool.submit(function, item) for item in islice(items, ahead))
+        while running:
+            yield running.popleft().result()
+            running.extend(pool.submit(function, item) for item in islice(items, 1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,138 @@
+"""Which frames: every draw of the data pipeline, as a function of (seed, epoch, row) and of nothing else.
+
+So any worker makes the same clip, in any order, and a run resumes in the middle of an epoch by counting. Frame indices
+follow MAE-DFER (Sun et al., ACM MM 2023; section 4.1 of its pretraining and 4.2 of its fine-tuning data code), with two
+differences: evaluation views are distinct by default, and one segment is the middle of the video.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+
+
+class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
+    """How a clip's frames are chosen from its video."""
+
+    rule: Literal["pretrain", "finetune"] = Field(
+        "finetune",
+        description="training frames: pretrain = every stride-th from a random start; finetune = spread evenly",
+    )
+    frames: int = Field(16, ge=1, description="frames in a clip")
+    stride: int = Field(4, ge=1, description="video frames from one frame of the clip to the next")
+    segments: int = Field(2, ge=1, description="evaluation views over time, evenly spread")
+    crops: int = Field(
+        1, ge=1, description="evaluation views over space; frames are square, so more than 1 repeats views"
+    )
+    published_views: bool = Field(
+        False, description="evaluate segments x crops views as published, repeated ones included, for comparison"
+    )
+
+    @property
+    def span(self) -> int:
+        """Video frames that a clip covers."""
+        return self.frames * self.stride
+
+    @model_validator(mode="after")
+    def _crops_repeat(self) -> "SamplingConfig":
+        if self.crops > 1 and not self.published_views:
+            raise ValueError(
+                f"crops must be 1, because views of a square frame are all the same, but got {self.crops}: "
+                "set published_views to evaluate the repeated views of the published protocol"
+            )
+        return self
+
+
+def clip_draw(seed: int, epoch: int, row: int) -> int:
+    """Return the 63-bit number from which all of a clip's random choices in that epoch come."""
+    digest = hashlib.blake2b(f"clip {seed} {epoch} {row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the permutation, int64 `(num_rows,)`, in which an epoch visits the rows."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+class Stream(NamedTuple):
+    """A stretch of the endless training stream; int64 arrays of one length."""
+
+    position: np.ndarray  # place in the stream, from 0 over all epochs
+    row: np.ndarray  # line of the manifest
+    draw: np.ndarray  # clip_draw(seed, epoch, row)
+
+    def items(self) -> Iterator[tuple[int, int, int]]:
+        """Return (position, row, draw) of every place."""
+        return zip(self.position.tolist(), self.row.tolist(), self.draw.tolist(), strict=True)
+
+
+def stream(rows: Sequence[int] | np.ndarray, seed: int, first: int, last: int) -> Stream:
+    """Return positions first..last-1 of the stream over the manifest lines `rows`, each line once an epoch."""
+    rows = np.asarray(rows, dtype=np.int64)
+    assert len(rows) > 0 and 0 <= first <= last
+    positions = np.arange(first, last, dtype=np.int64)
+    epochs, places = np.divmod(positions, len(rows))
+    visited = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        visited[here] = rows[epoch_order(len(rows), seed, int(epoch))[places[here]]]
+    draws = [clip_draw(seed, int(epoch), int(row)) for epoch, row in zip(epochs, visited, strict=True)]
+    return Stream(positions, visited, np.array(draws, dtype=np.int64))
+
+
+def pretrain_indices(
+    num_frames: int, config: SamplingConfig, rng: np.random.Generator, clip: int = 0, clips: int = 1
+) -> np.ndarray:
+    """Return `(frames,)` indices of the `clip`-th of `clips` clips: every stride-th frame from a random start.
+
+    The clips of one video start in `clips` equal parts of it; give each call a generator in the same state. A short
+    video repeats the last frame that the stride reaches, which can lie up to `stride` frames before its end.
+    """
+    assert num_frames >= 1 and 0 <= clip < clips
+    part = (num_frames - config.span + 1) // clips
+    if part > 0:
+        start = clip * part + int(rng.integers(part, size=clips)[clip])
+    elif num_frames > max(clips, config.span):
+        start = int(np.sort(rng.integers(num_frames - config.span + 1, size=clips))[clip])
+    else:
+        start = 0
+    reachable = max(num_frames - 2 - start, 0) // config.stride  # steps f -> f + stride while f + 1 + stride < D
+    return start + config.stride * np.minimum(np.arange(config.frames), reachable)
+
+
+def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return `(frames,)` indices spread evenly over a random stretch of `span` frames, or over all of a shorter video.
+
+    As published, a short video gives one point every stride, then its last frame again and again; in a long one the
+    points are span / (frames - 1) apart, not stride.
+    """
+    assert num_frames >= 1
+    if num_frames <= config.span:
+        points = np.linspace(0, num_frames, num_frames // config.stride)
+        points = np.concatenate([points, np.full(config.frames - len(points), num_frames)])
+        return np.clip(points, 0, num_frames - 1).astype(np.int64)
+    end = int(rng.integers(config.span, num_frames))
+    return np.clip(np.linspace(end - config.span, end, config.frames), 0, end - 1).astype(np.int64)
+
+
+def view_indices(num_frames: int, config: SamplingConfig) -> list[np.ndarray]:
+    """Return the evaluation views, each `(frames,)`: `segments` stretches of every stride-th frame, first to last.
+
+    A short video has one view, its last frame repeated. With `published_views` every view comes `crops` times and
+    equal views are kept, segment-major.
+    """
+    assert num_frames >= 1
+    kept = np.arange(0, num_frames, config.stride)
+    kept = np.concatenate([kept, np.full(max(config.frames - len(kept), 0), kept[-1])])
+    spare = len(kept) - config.frames
+    if config.segments == 1:
+        starts = [spare // 2]
+    else:
+        starts = [int(segment * (spare / (config.segments - 1))) for segment in range(config.segments)]
+    if config.published_views:
+        starts = [start for start in starts for _ in range(config.crops)]
+    else:
+        starts = list(dict.fromkeys(starts))
+    return [kept[start : start + config.frames] for start in starts]

@@ -1,0 +1,147 @@
+"""Frame indices are the published ones, and every draw is a function of seed, epoch and row."""
+
+import numpy as np
+import pytest
+
+from mien.data_pipelines.sampling import (
+    SamplingConfig,
+    clip_draw,
+    epoch_order,
+    pretrain_indices,
+    stream,
+    train_indices,
+    view_indices,
+)
+
+LENGTHS = [1, 2, 3, 5, 15, 16, 17, 62, 63, 64, 65, 66, 67, 100, 300]
+CONFIG = SamplingConfig()
+
+
+def slow_pretrain(num_frames: int, length: int, stride: int, start: int) -> list[int]:
+    """The published walk, one frame after the other."""
+    frame, taken = start, []
+    for _ in range(length):
+        taken.append(frame)
+        if frame + 1 + stride < num_frames:
+            frame += stride
+    return taken
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("clips", [1, 3])
+def test_pretraining_walks_as_published(num_frames: int, stride: int, clips: int) -> None:
+    config = SamplingConfig(stride=stride)
+    starts = set()
+    for seed in range(200):
+        for clip in range(clips):
+            found = pretrain_indices(num_frames, config, np.random.default_rng(seed), clip, clips)
+            assert found.tolist() == slow_pretrain(num_frames, 16, stride, int(found[0]))
+            starts.add((clip, int(found[0])))
+    spare = num_frames - 16 * stride
+    part = (spare + 1) // clips
+    # Starts fill the clips' parts of the video; the last start leaves a whole span.
+    for clip in range(clips):
+        seen = {start for which, start in starts if which == clip}
+        if part > 0:
+            assert seen <= set(range(clip * part, (clip + 1) * part))
+            assert len(seen) > 0.5 * min(part, 50)
+        else:
+            assert seen <= set(range(max(spare, 0) + 1))
+
+
+def test_the_clips_of_one_video_come_in_order() -> None:
+    # Two spare starts for three clips: sorted random starts, from generators in one state.
+    for seed in range(20):
+        starts = [int(pretrain_indices(66, CONFIG, np.random.default_rng(seed), clip, 3)[0]) for clip in range(3)]
+        assert starts == sorted(starts) and max(starts) <= 2
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "expected"),
+    [
+        (1, 4, [0] * 16),
+        (3, 4, [2] * 16),
+        (15, 4, [0, 7, 14] + [14] * 13),
+        (16, 4, [0, 5, 10, 15] + [15] * 12),
+        (64, 4, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (10, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] + [9] * 6),
+        (16, 1, list(range(16))),
+    ],
+)
+def test_short_videos_in_training_are_spread_as_published(num_frames: int, stride: int, expected: list[int]) -> None:
+    found = train_indices(num_frames, SamplingConfig(stride=stride), np.random.default_rng(0))
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("num_frames", [65, 66, 300])
+def test_long_videos_in_training_take_a_random_stretch(num_frames: int) -> None:
+    ends = set()
+    for seed in range(300):
+        found = train_indices(num_frames, CONFIG, np.random.default_rng(seed))
+        # The end is exclusive of the video's length and the last point is the frame before it.
+        end = int(found[-1]) + 1
+        expected = [int(min(end - 64 + 64 * i / 15, end - 1)) for i in range(16)]
+        assert found.tolist() == expected
+        ends.add(end)
+    assert ends <= set(range(64, num_frames))
+    assert len(ends) > 0.5 * (num_frames - 64)
+
+
+def slow_views(num_frames: int, length: int, stride: int, segments: int) -> list[list[int]]:
+    kept = list(range(0, num_frames, stride))
+    while len(kept) < length:
+        kept.append(kept[-1])
+    step = max((len(kept) - length) / (segments - 1), 0)
+    return [kept[int(segment * step) :][:length] for segment in range(segments)]
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+@pytest.mark.parametrize("segments", [2, 3, 5])
+@pytest.mark.parametrize("crops", [1, 2])
+def test_published_views_and_their_distinct_form(num_frames: int, segments: int, crops: int) -> None:
+    slow = slow_views(num_frames, 16, 4, segments)
+    published = SamplingConfig(segments=segments, crops=crops, published_views=True)
+    found = [view.tolist() for view in view_indices(num_frames, published)]
+    assert found == [view for view in slow for _ in range(crops)]
+    distinct = [view.tolist() for view in view_indices(num_frames, SamplingConfig(segments=segments))]
+    # By default every view counts once; a video of at most one span has one.
+    assert distinct == [view for i, view in enumerate(slow) if view not in slow[:i]]
+    assert len(distinct) == 1 or num_frames > 64
+
+
+def test_one_segment_is_the_middle() -> None:
+    (view,) = view_indices(300, SamplingConfig(segments=1))
+    assert view.tolist() == list(range(4 * 29, 4 * 45, 4))
+    assert len(view_indices(10, SamplingConfig(segments=1))) == 1
+
+
+def test_crops_of_a_square_frame_are_refused_unless_published() -> None:
+    with pytest.raises(ValueError, match=r"crops must be 1.*published_views"):
+        SamplingConfig(crops=2)
+
+
+def test_an_epoch_visits_every_row_once_and_the_next_in_another_order() -> None:
+    rows = np.array([3, 5, 8, 13, 21])
+    found = stream(rows, seed=7, first=0, last=15)
+    epochs = found.row.reshape(3, 5)
+    for epoch in epochs:
+        assert sorted(epoch) == rows.tolist()
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert np.array_equal(epochs[1], rows[epoch_order(5, 7, 1)])
+    assert found.draw[5] == clip_draw(7, 1, int(epochs[1][0]))
+
+
+def test_the_stream_is_the_same_however_it_is_cut() -> None:
+    whole = stream(range(10), seed=1, first=0, last=40)
+    parts = [stream(range(10), seed=1, first=first, last=first + 8) for first in range(0, 40, 8)]
+    for name, column in whole._asdict().items():
+        assert np.array_equal(column, np.concatenate([getattr(part, name) for part in parts])), name
+
+
+def test_draws_differ_and_fit_an_int64() -> None:
+    draws = {clip_draw(seed, epoch, row) for seed in range(5) for epoch in range(10) for row in range(100)}
+    assert len(draws) == 5000
+    assert min(draws) >= 0 and 2**62 < max(draws) < 2**63
+    # Known answer: the stream of a run that is resumed years later.
+    assert clip_draw(0, 0, 0) == 5898334001734180887
