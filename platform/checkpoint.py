@@ -1,0 +1,208 @@
+"""Checkpoints: a folder that is complete or does not count, read without ever running what it holds.
+
+`checkpoints/step_00000123/` holds `weights.safetensors`, `ema.safetensors` if there is an average, `loop.pt` (step,
+optimiser, scaler: plain tensors and numbers), `config.json` (whatever describes the model: the program's config, class
+names, the manifest's fingerprint) and `complete`, the marker with each file's size and checksum. It is written under
+a temporary name, brought to the disk and renamed, so a crash leaves the checkpoint before it.
+
+The checksum is CRC-32: it stands against torn writes and failing disks, not against people, and costs half of SHA-256.
+"""
+
+import errno
+import json
+import pickle
+import re
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mien.platform.loop import LoopState, copy_weights, unwrapped, weights_of
+from mien.platform.storage import StorageError, explain, free_bytes, storing, sync
+
+MARKER = "complete"
+NAME = re.compile(r"step_\d{8,}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not whole, not plain data or not of this model."""
+
+
+def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write `folder/step_<step>`, remove all but the newest `keep`, and return its path.
+
+    `about` is plain data, kept as config.json. Raises StorageError, and leaves no part of a checkpoint, if it cannot be
+    written.
+    """
+    weights = weights_of(unwrapped(task))
+    loop = {
+        "step": state.step,
+        "skipped": state.skipped,
+        "scaler": state.scaler.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+    }
+    final, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.new"
+    moments = [value for entry in state.optimiser.state.values() for value in entry.values()]
+    needed = sum(tensor.nbytes for tensor in (*weights.values(), *(state.ema or {}).values(), *moments))
+    try:
+        with storing(folder, needed):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".step_*.new"):
+                shutil.rmtree(leftover)
+            temporary.mkdir()
+            write_tensors(temporary / "weights.safetensors", weights)
+            if state.ema is not None:
+                write_tensors(temporary / "ema.safetensors", state.ema)
+            torch.save(loop, temporary / "loop.pt")
+            (temporary / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            files = {path.name: {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in temporary.iterdir()}
+            (temporary / MARKER).write_text(json.dumps(files, indent=1), encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
+            if final.exists():  # of a run that had come this far and went on from before it
+                shutil.rmtree(final)
+            temporary.rename(final)
+            sync(folder)
+            for old in steps(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (SafetensorError, RuntimeError) as error:  # how these two libraries say that a write failed
+        shutil.rmtree(temporary, ignore_errors=True)
+        code = errno.ENOSPC if needed > free_bytes(folder) else errno.EIO
+        raise StorageError(code, explain(folder, OSError(code, str(error)), needed)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path, report: Callable[[str], Any] = warnings.warn) -> Path | None:
+    """Return the newest whole checkpoint of a `checkpoints` folder, or None; `report` hears why not a newer one."""
+    for path in reversed(steps(folder)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            report(f"{error}; going back to the checkpoint before it")
+        else:
+            return path
+    return None
+
+
+def find(path: Path) -> Path:
+    """Return the checkpoint meant by a path: itself, or the newest whole one of a run or `checkpoints` folder.
+
+    Raises CheckpointError when there is none.
+    """
+    if NAME.fullmatch(path.name):
+        verify(path)
+        return path
+    found = newest(path / "checkpoints") or newest(path)
+    if found is None:
+        raise CheckpointError(f"expected a checkpoint or the folder of a run that has one, but {path} holds none")
+    return found
+
+
+def restore(path: Path, task: nn.Module, state: LoopState) -> dict[str, Any]:
+    """Bring task and state back to where `save` took them, and return `about`.
+
+    Raises CheckpointError when the file is corrupt, would run code, or is of another model (names and both shapes).
+    """
+    verify(path)
+    try:
+        loop = torch.load(path / "loop.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path / 'loop.pt'} must hold plain tensors and numbers, but {error}") from error
+    live = weights_of(unwrapped(task))
+    saved = read_weights(path, ema=False)
+    check_same(path, saved, live)
+    if (path / "ema.safetensors").exists() != (state.ema is not None):
+        has, wants = ("none", "one") if state.ema is not None else ("one", "none")
+        raise CheckpointError(f"{path} has {has} of averaged weights and loop.ema_decay asks for {wants}")
+    named = [
+        [group["param_names"] for group in which["param_groups"]]
+        for which in (loop["optimiser"], state.optimiser.state_dict())
+    ]
+    if named[0] != named[1]:
+        raise CheckpointError(f"{path} was made with other parameter groups; give the optim settings it was made with")
+    copy_weights(saved, live)
+    if state.ema is not None:
+        copy_weights(read_weights(path, ema=True), state.ema)
+    state.optimiser.load_state_dict(loop["optimiser"])
+    state.scaler.load_state_dict(loop["scaler"])
+    state.step, state.skipped = loop["step"], loop["skipped"]
+    return about(path)
+
+
+def weights(path: Path, ema: bool = False) -> dict[str, Tensor]:
+    """Return the weights, or their moving average, of a checkpoint or of a run's newest one, on the CPU by name."""
+    return read_weights(find(path), ema)
+
+
+def about(path: Path) -> dict[str, Any]:
+    """Return what was said about a checkpoint, or a run's newest one, when it was saved."""
+    found: dict[str, Any] = json.loads((find(path) / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def read_weights(path: Path, ema: bool) -> dict[str, Tensor]:
+    """Read one of the two weight files of a checkpoint."""
+    file = path / ("ema.safetensors" if ema else "weights.safetensors")
+    if not file.exists():
+        raise CheckpointError(f"{path} holds no averaged weights: its run had no loop.ema_decay; use its own weights")
+    return load_file(file)
+
+
+def check_same(path: Path, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless both have the same names and shapes; the error lists what differs."""
+    shapes = [
+        f"{name} is {tuple(saved[name].shape)} there and {tuple(live[name].shape)} here"
+        for name in saved
+        if name in live and saved[name].shape != live[name].shape
+    ]
+    only_there = [f"{name} only there" for name in saved if name not in live]
+    only_here = [f"{name} only here" for name in live if name not in saved]
+    wrong = [*shapes, *only_there, *only_here]
+    if wrong:
+        more = f" and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise CheckpointError(
+            f"{path} must be of this very model, but {'; '.join(wrong[:12])}{more}; "
+            "give the settings it was made with (its config.json) or another --output"
+        )
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError unless every file of a checkpoint is there as it was written."""
+    try:
+        files = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        for name, expected in files.items():
+            found = {"bytes": (path / name).stat().st_size, "crc32": crc32(path / name)}
+            if found != expected:
+                raise CheckpointError(f"the checkpoint {path} is corrupt: {name} is {found}, written was {expected}")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"the checkpoint {path} is not whole: {error}") from error
+
+
+def steps(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
+    return sorted(
+        (path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of any device as safetensors."""
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def crc32(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
