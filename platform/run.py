@@ -1,0 +1,240 @@
+"""The run folder: what a program writes, and the only thing the next program reads.
+
+`config.yaml` (complete), `environment.json`, `metrics.jsonl` (a record a line), `tensorboard/`, `dropped.jsonl` (an
+unreadable clip a line), `checkpoints/`. A folder belongs to one config: the same one goes on where it was, another is
+refused. After `truncate_after` the records are those of a run that was never interrupted.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import yaml
+from tensorboardX import SummaryWriter
+
+import mien
+from mien.platform import checkpoint
+from mien.platform.storage import storing, write_whole
+
+PACKAGES = ("ray", "torch", "numpy", "optuna")
+
+
+class RunError(ValueError):
+    """A folder that belongs to another run."""
+
+
+class Run:
+    """One run folder. `Run.start` makes or resumes it; `Run(output)` opens one that is there, as a worker does."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.checkpoints = output / "checkpoints"
+        self._writer: SummaryWriter | None = None
+        self._purge_step: int | None = None
+
+    @classmethod
+    def start(cls, output: Path, config: Mapping[str, Any], *, seed: int, command: str | None = None) -> "Run":
+        """Make the folder of a run, or go on with it if it holds the same config.
+
+        `config` is plain data, complete. Raises RunError, listing the keys that differ, if the folder holds another.
+        """
+        config, file = plain(config), output / "config.yaml"
+        here = environment(seed, command or this_command())
+        with storing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            if file.exists():
+                refuse_other(output, yaml.safe_load(file.read_text(encoding="utf-8")), config)
+                first = json.loads((output / "environment.json").read_text(encoding="utf-8"))
+                here = first | {"resumed": [*first.get("resumed", []), here]}
+        # The config is written last: a folder with a config has everything.
+        write_whole(output / "environment.json", json.dumps(here, indent=1) + "\n")
+        write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        return cls(output)
+
+    def log(self, record: Mapping[str, float | None], split: str = "train") -> None:
+        """Append a record with its `step`; other names become `<split>/<name>`, and what is not finite becomes null."""
+        step = record["step"]
+        values = {f"{split}/{name}": finite(value) for name, value in record.items() if name != "step"}
+        append(self.output / "metrics.jsonl", {"step": step, **values})
+        with storing(self.output):
+            for name, value in values.items():
+                if value is not None:
+                    self._tensorboard().add_scalar(name, value, step)
+
+    def dropped(self, record: Mapping[str, Any]) -> None:
+        """Append a clip that could not be read."""
+        append(self.output / "dropped.jsonl", record)
+
+    def hparams(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Show a trial in TensorBoard's table of hyper-parameters."""
+        known = {key: value if isinstance(value, int | float | str) else str(value) for key, value in params.items()}
+        with storing(self.output):
+            self._tensorboard().add_hparams(known, dict(metrics), name="trial")
+
+    def truncate_after(self, step: int, position: int | None = None) -> None:
+        """Forget, to resume, the records after `step` and the dropped clips from stream position `position` on."""
+        cut(self.output / "metrics.jsonl", "step", step + 1)
+        if position is not None:
+            cut(self.output / "dropped.jsonl", "position", position)
+        self.close()
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Bring TensorBoard's events to the disk."""
+        if self._writer is not None:
+            with storing(self.output):
+                self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tensorboard(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.output / "tensorboard"), purge_step=self._purge_step)
+        return self._writer
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 12 letters that stand for a config; its keys' order does not matter."""
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as YAML gives it back: tuples are lists, keys are text."""
+    found: dict[str, Any] = json.loads(json.dumps(config))
+    return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested config with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def refuse_other(output: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise RunError if a folder's config is not the given one."""
+    old, new = flat(there), flat(given)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+    if keys:
+        lines = [f"\n  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} given" for key in keys[:20]]
+        more = f"\n  and {len(keys) - 20} more" if len(keys) > 20 else ""
+        raise RunError(
+            f"a run folder belongs to one config, but {output} was made with another:{''.join(lines)}{more}\n"
+            "give the same settings to go on with it, or another --output to start anew"
+        )
+
+
+def environment(seed: int, command: str) -> dict[str, Any]:
+    """Say where a run was started and with what: the commit, versions, devices, command and time."""
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "commit": commit(),
+        "command": command,
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "mien": mien.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": devices,
+    }
+
+
+def commit() -> str | None:
+    """Return mien's commit, with `-dirty` after local changes, or None where it is not a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+
+
+def this_command() -> str:
+    """Return the command line of this program, as a shell would take it again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number, or None for what JSON cannot hold."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line to a file."""
+    with storing(path.parent), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSON-lines file, without a last one that a crash cut short; none if there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut(path: Path, key: str, end: int) -> None:
+    """Keep the records of a JSON-lines file whose `key` is below `end`."""
+    if path.exists():
+        kept = [record for record in records(path) if record[key] < end]
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+@dataclass
+class Interrupt:
+    """Whether someone asked the program to stop: save, and raise KeyboardInterrupt."""
+
+    asked: bool = False
+
+
+@contextmanager
+def interruptible(run: Run, command: str | None = None, *, between_steps: bool = False) -> Iterator[Interrupt]:
+    """Make Ctrl-C end the program with exit code 130, saying where its state is and how to go on.
+
+    With `between_steps` the first Ctrl-C only sets `asked`, for a loop that looks at it after each step; a second one
+    stops at once.
+    """
+    interrupt = Interrupt()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        interrupt.asked = True
+        signal.signal(signal.SIGINT, before)
+        print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, ask) if between_steps else signal.getsignal(signal.SIGINT)
+    try:
+        yield interrupt
+    except KeyboardInterrupt:
+        kept = checkpoint.newest(run.checkpoints)
+        state = f"state kept at {kept}" if kept else "no checkpoint yet, so the next run begins anew"
+        print(f"\n{state}; resume with: {command or this_command()}", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
