@@ -161,8 +161,8 @@ def check_same(path: Path, saved: Mapping[str, Tensor], live: Mapping[str, Tenso
     """Raise CheckpointError unless both have the same names and shapes; the error lists what differs."""
     shapes = [
         f"{name} is {tuple(saved[name].shape)} there and {tuple(live[name].shape)} here"
-        for name in saved
-        if name in live and saved[name].shape != live[name].shape
+        for name in live
+        if name in saved and saved[name].shape != live[name].shape
     ]
     only_there = [f"{name} only there" for name in saved if name not in live]
     only_here = [f"{name} only here" for name in live if name not in saved]

@@ -15,6 +15,9 @@ from pathlib import Path
 class StorageError(OSError):
     """The folder could not be written to; the message says why and what to do."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 @contextmanager
 def storing(folder: Path, needed: int | None = None) -> Iterator[None]:
