@@ -1,0 +1,230 @@
+"""The backbone: tubes, their positions and one encoder; and what every task shares around it.
+
+To add an encoder, write its config (with a `name`, `width`, `depth`, `drop_path` and `check_grid`) and its module (with
+`encode(x, keep)` and `blocks`), and name it here. Source: MAE-DFER (arXiv:2307.02227).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mien.models.attention import Norm
+from mien.models.lgi_former import LgiFormer, LgiFormerConfig
+from mien.models.patches import TubeEmbedding, TubesConfig, check_clip, gather, position_table, standardise, to_tubes
+from mien.models.vit import Vit, VitConfig
+
+EncoderConfig = Annotated[LgiFormerConfig | VitConfig, Field(discriminator="name")]
+ENCODERS: dict[str, Any] = {"lgi_former": LgiFormer, "vit": Vit}
+
+
+class BackboneConfig(BaseModel, frozen=True, extra="forbid"):
+    """The clip, its tubes and the encoder."""
+
+    tubes: TubesConfig = Field(TubesConfig(), description="the clip and the tubes it is cut into")
+    encoder: EncoderConfig = Field(LgiFormerConfig(), description="what encodes the tokens")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "BackboneConfig":
+        self.encoder.check_grid(self.tubes.grid)
+        return self
+
+    @property
+    def region(self) -> tuple[int, int, int] | None:
+        """Tubes of a region along time, height and width; None where the encoder has no regions."""
+        return self.encoder.region if self.encoder.name == "lgi_former" else None
+
+
+class Tokens(NamedTuple):
+    """What a backbone makes of a clip: patch tokens (b, n, d) in the order given; messengers (b, r, d) or None."""
+
+    patches: Tensor
+    messengers: Tensor | None
+
+
+class Backbone(nn.Module):
+    """Tube embedding, fixed positions and an encoder."""
+
+    positions: Tensor
+    encoder: LgiFormer | Vit
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TubeEmbedding(config.tubes, config.encoder.width)
+        self.encoder = ENCODERS[config.encoder.name](config.encoder, config.tubes.grid)
+        table = position_table(config.tubes.num_tokens, config.encoder.width)
+        self.register_buffer("positions", table, persistent=False)
+
+    def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Encode a standardised clip (b, c, t, h, w), or only its tubes at `keep` (b, k)."""
+        tubes = to_tubes(clip, self.config.tubes)
+        return self.encode(tubes if keep is None else gather(tubes, keep), keep)
+
+    def encode(self, tubes: Tensor, keep: Tensor | None = None) -> Tokens:
+        """Encode standardised tubes (b, k, tube_pixels) standing at `keep` (b, k), or at all positions."""
+        positions = self.positions if keep is None else self.positions[keep]
+        return Tokens(*self.encoder.encode(self.embed(tubes) + positions, keep))
+
+
+class Task(nn.Module):
+    """A module with a backbone that says which layer each of its parameters belongs to and which are not decayed."""
+
+    def __init__(self, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the encoder; layers are numbered from 0 (embedding) to num_layers + 1 (all after the blocks)."""
+        return self.backbone.config.encoder.depth
+
+    def parameter_layers(self) -> dict[str, int]:
+        """Return the layer of each parameter; as published, learned tokens count as the last."""
+        layers = {}
+        for name, _ in self.named_parameters():
+            block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
+            embedding = name.startswith("backbone.embed.")
+            layers[name] = int(block[1]) + 1 if block else 0 if embedding else self.num_layers + 1
+        return layers
+
+    def undecayed(self) -> set[str]:
+        """Return the parameters exempt from weight decay: vectors (biases, norms) and learned tokens."""
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 1 or name.endswith(("region_tokens", "mask_token"))
+        }
+
+
+class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
+    """The backbone and how its tokens become one feature vector."""
+
+    backbone: BackboneConfig = Field(BackboneConfig(), description="the encoder of the clip")
+    pool: Literal["region", "patch", "all"] = Field(
+        "region", description="tokens averaged: the regions' messengers, the patches, or both"
+    )
+    per_frame: bool = Field(False, description="one output for each frame: patches averaged over space only")
+
+    @model_validator(mode="after")
+    def _tokens_exist(self) -> "FeaturesConfig":
+        if self.pool != "patch" and self.backbone.encoder.name != "lgi_former":
+            raise ValueError(
+                f"pool {self.pool!r} needs an encoder with regions, but {self.backbone.encoder.name!r} has none; "
+                "set pool to 'patch'"
+            )
+        if self.per_frame and self.pool != "patch":
+            raise ValueError(f"per_frame needs pool 'patch', but got {self.pool!r}: regions and messengers span frames")
+        return self
+
+
+class FeatureTask(Task):
+    """A task on the pooled, normalised tokens of whole clips."""
+
+    def __init__(self, config: FeaturesConfig) -> None:
+        super().__init__(config.backbone)
+        self.pool = config.pool
+        self.per_frame = config.per_frame
+        self.width = config.backbone.encoder.width
+        self.fc_norm = Norm(self.width)
+
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the features (b, d) of batch["clip"] (b, t, h, w, c) in 0..255; (b, t, d) with per_frame."""
+        tubes = self.backbone.config.tubes
+        check_clip(batch["clip"], tubes)
+        patches, messengers = self.backbone(standardise(batch["clip"]))
+        if self.per_frame:
+            steps = rearrange(patches, "b (t s) d -> b t s d", t=tubes.grid[0]).mean(dim=2)
+            stretched = F.interpolate(steps.transpose(1, 2), size=tubes.frames, mode="linear", align_corners=False)
+            return self.fc_norm(stretched.transpose(1, 2))
+        if self.pool == "patch":
+            return self.fc_norm(patches.mean(dim=1))
+        if self.pool == "region":
+            return self.fc_norm(messengers.mean(dim=1))
+        return self.fc_norm(torch.cat([messengers, patches], dim=1).mean(dim=1))
+
+
+def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of errors (n,) by weights (n,); exactly 0, with gradients of 0, where all weights are 0."""
+    total = weights.sum()
+    return (errors * weights).sum() / torch.where(total > 0, total, 1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a module in evaluation mode and without gradients, and put its mode back."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file's weights: parameters loaded, entries left out and parameters left new, each with why."""
+
+    matched: tuple[str, ...]
+    left: Mapping[str, str]
+    fresh: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} parameters loaded"]
+        for title, names in (("left in the file", self.left), ("not in the file, newly drawn", self.fresh)):
+            for why in dict.fromkeys(names.values()):
+                listed = [name for name, reason in names.items() if reason == why]
+                lines.append(f"{len(listed)} {title} ({why}): {', '.join(listed[:4])}{' …' if listed[4:] else ''}")
+        return "\n".join(lines)
+
+
+def load_strictly(
+    task: nn.Module, state: Mapping[str, Tensor], left: Mapping[str, str], fresh: Mapping[str, str]
+) -> Report:
+    """Load `state`, whose keys are the task's own, but for the listed `fresh` ones. Raises ValueError otherwise."""
+    own = task.state_dict()
+    missing = sorted(own.keys() - state.keys() - fresh.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    for problem, names in (("not in the file", missing), ("unknown to the model", unknown), ("other shapes", shapes)):
+        if names:
+            raise ValueError(
+                f"the weights do not fit the model; {problem}: {'; '.join(names[:8])}{' …' if names[8:] else ''}; "
+                "build the model with the config that the weights were trained with"
+            )
+    task.load_state_dict(dict(state), strict=False)
+    return Report(tuple(sorted(state)), dict(left), dict(fresh))
+
+
+def load_backbone(task: FeatureTask, state: Mapping[str, Tensor], norm: Literal["new", "pretrained"] = "new") -> Report:
+    """Load the backbone of another task's state dict (keys as ours) into `task`; everything else stays as it is.
+
+    The published system starts with a new pooled norm; norm="pretrained" takes the autoencoder's final one. Raises
+    ValueError where names or shapes do not fit.
+    """
+    taken = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    if norm == "pretrained":
+        taken |= {name.replace("norm.", "fc_norm.", 1): state[name] for name in ("norm.weight", "norm.bias")}
+    left = {
+        name: "belongs to the task it was trained for"
+        for name in state
+        if name not in taken and not (norm == "pretrained" and name.startswith("norm."))
+    }
+    fresh = {
+        name: "belongs to this task"
+        for name in task.state_dict()
+        if not name.startswith("backbone.") and name not in taken
+    }
+    return load_strictly(task, taken, left, fresh)

@@ -1,0 +1,179 @@
+"""Gaze: pitch and yaw of a clip, regressed directly or as an expectation over bins.
+
+Angles are (pitch, yaw) in radians, vectors x left in the image, y up, z away from the camera (Gaze360's frame,
+arXiv:1910.10088): looking into the camera is (0, 0, -1) and (0, 0). The binned head follows L2CS-Net
+(arXiv:2203.03339), but with the bins' centres, yaw over the full circle and an expectation on the circle.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mien.models.attention import initialise
+from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, weighted_mean
+from mien.models.expression import scale_head
+
+
+class AnglesConfig(FeaturesConfig, frozen=True):
+    """Head and loss of the gaze, on top of the features."""
+
+    gaze_head: Literal["direct", "binned"] = Field(
+        "direct", description="two numbers (direct), or classes of angles and their expectation (binned)"
+    )
+    gaze_loss: Literal["mse", "l1", "angular"] = Field(
+        "mse", description="error of the angles: squared or absolute, mean of pitch and yaw, or angle between vectors"
+    )
+    bin_deg: float = Field(3.0, description="width of a bin of the binned head in degrees; must divide 180", gt=0)
+    regression_weight: float = Field(
+        1.0, description="weight of gaze_loss beside the binned head's two cross-entropies", ge=0
+    )
+    gaze_head_scale: float = Field(0.001, description="factor on the first weights of the gaze head", gt=0)
+
+    @model_validator(mode="after")
+    def _bins_fill(self) -> "AnglesConfig":
+        if abs(180 / self.bin_deg - round(180 / self.bin_deg)) > 1e-9:
+            raise ValueError(f"bin_deg must divide 180 degrees, but 180 / {self.bin_deg} is no whole number")
+        return self
+
+
+class GazeConfig(AnglesConfig, frozen=True):
+    """The gaze task."""
+
+    name: Literal["gaze"] = Field("gaze", description="pitch and yaw of a clip")
+
+
+class DirectHead(nn.Linear):
+    """Features to (pitch, yaw) in radians."""
+
+    def __init__(self, width: int, config: AnglesConfig) -> None:
+        super().__init__(width, 2)
+        self.kind = config.gaze_loss
+
+    def angles(self, features: Tensor) -> Tensor:
+        """Return the angles (n, 2) float32 of features (n, d)."""
+        return self(features).float()
+
+    def errors(self, features: Tensor, gaze: Tensor) -> Tensor:
+        """Return each row's error (n,) against gaze (n, 2)."""
+        return angle_errors(self.angles(features), gaze, self.kind)
+
+
+class BinnedHead(nn.Module):
+    """Features to a distribution over bins of pitch (-90 to 90 degrees) and one of yaw (the full circle)."""
+
+    pitch_centres: Tensor
+    yaw_centres: Tensor
+
+    def __init__(self, width: int, config: AnglesConfig) -> None:
+        super().__init__()
+        self.kind = config.gaze_loss
+        self.weight = config.regression_weight
+        bins = round(180 / config.bin_deg)
+        self.pitch = nn.Linear(width, bins)
+        self.yaw = nn.Linear(width, 2 * bins)
+        for name, half, count in (("pitch_centres", math.pi / 2, bins), ("yaw_centres", math.pi, 2 * bins)):
+            centres = (torch.arange(count, dtype=torch.float32) + 0.5) * (2 * half / count) - half
+            self.register_buffer(name, centres, persistent=False)
+
+    def angles(self, features: Tensor) -> Tensor:
+        """Return the expected angles (n, 2) float32 of features (n, d); yaw's expectation is that of directions."""
+        return self._expectation(self.pitch(features).float(), self.yaw(features).float())
+
+    def errors(self, features: Tensor, gaze: Tensor) -> Tensor:
+        """Return each row's error (n,): cross-entropies of both angles and the weighted error of the expectation."""
+        pitch, yaw = self.pitch(features).float(), self.yaw(features).float()
+        width = math.pi / len(self.pitch_centres)
+        pitch_bin = ((gaze[:, 0] + math.pi / 2) / width).floor().long().clamp(0, len(self.pitch_centres) - 1)
+        yaw_bin = ((gaze[:, 1] + math.pi) / width).floor().long() % len(self.yaw_centres)
+        angles = self._expectation(pitch, yaw)
+        # On the circle the true yaw is the one nearest to the expected.
+        turns = torch.round((angles[:, 1] - gaze[:, 1]) / math.tau).detach()
+        nearest = torch.stack([gaze[:, 0], gaze[:, 1] + turns * math.tau], dim=1)
+        entropies = F.cross_entropy(pitch, pitch_bin, reduction="none") + F.cross_entropy(
+            yaw, yaw_bin, reduction="none"
+        )
+        return entropies + self.weight * angle_errors(angles, nearest, self.kind)
+
+    def _expectation(self, pitch: Tensor, yaw: Tensor) -> Tensor:
+        # Sums of products, not matrix products, which autocast would round.
+        p, w = pitch.softmax(-1), yaw.softmax(-1)
+        circular = torch.atan2((w * self.yaw_centres.sin()).sum(-1), (w * self.yaw_centres.cos()).sum(-1))
+        return torch.stack([(p * self.pitch_centres).sum(-1), circular], dim=1)
+
+
+GAZE_HEADS: dict[str, type[DirectHead] | type[BinnedHead]] = {"direct": DirectHead, "binned": BinnedHead}
+
+
+class Gaze(FeatureTask):
+    """A gaze head on the features."""
+
+    def __init__(self, config: GazeConfig) -> None:
+        super().__init__(config)
+        self.head = GAZE_HEADS[config.gaze_head](self.width, config)
+        initialise(self, "normal")
+        scale_head(self.head, config.gaze_head_scale)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the `loss` of a batch with clip and gaze."""
+        return {"loss": gaze_loss(self.head, self.features(batch), batch)}
+
+    def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `gaze` (b, 2) in radians, and `frame_gaze` (b, t, 2) with per_frame."""
+        with evaluating(self):
+            return gaze_angles(self.head, self.features(batch))
+
+
+def gaze_loss(head: DirectHead | BinnedHead, features: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean error over the clips whose gaze is known (no NaN), else 0; features (b, d) or (b, t, d).
+
+    Raises ValueError for mixed clips, which have no one gaze.
+    """
+    if "partner_label" in batch:
+        raise ValueError(
+            "gaze is learned from whole clips, but this batch was mixed, and a mixed clip has two gazes; turn mixing "
+            "(mixup, cutmix) off, or set gaze_weight to 0 to learn classes alone"
+        )
+    rows = features.flatten(0, -2)
+    gaze = batch["gaze"].repeat_interleave(len(rows) // len(batch["gaze"]), dim=0)
+    known = gaze.isfinite().all(dim=1)
+    return weighted_mean(head.errors(rows, gaze.nan_to_num(0, 0, 0)), known.float())
+
+
+def gaze_angles(head: DirectHead | BinnedHead, features: Tensor) -> dict[str, Tensor]:
+    """Return what to predict from features (b, d), or from (b, t, d): then the mean direction, and each frame's."""
+    if features.ndim == 2:
+        return {"gaze": head.angles(features)}
+    of_frames = head.angles(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    return {"gaze": to_angles(to_vectors(of_frames).mean(dim=1)), "frame_gaze": of_frames}
+
+
+def angle_errors(angles: Tensor, gaze: Tensor, kind: str) -> Tensor:
+    """Return each row's error (n,) between angles (n, 2): squared or absolute, mean of both, or the angle between."""
+    if kind == "angular":
+        return angle_between(angles, gaze)
+    error = angles - gaze
+    return (error.square() if kind == "mse" else error.abs()).mean(dim=1)
+
+
+def to_vectors(angles: Tensor) -> Tensor:
+    """Return the unit vectors (..., 3) of angles (..., 2) in radians."""
+    pitch, yaw = angles.unbind(-1)
+    return torch.stack([pitch.cos() * yaw.sin(), pitch.sin(), -pitch.cos() * yaw.cos()], dim=-1)
+
+
+def to_angles(vectors: Tensor) -> Tensor:
+    """Return the angles (..., 2) in radians of vectors (..., 3) of any length but 0."""
+    x, y, z = F.normalize(vectors, dim=-1).unbind(-1)
+    return torch.stack([y.clamp(-1, 1).asin(), torch.atan2(x, -z)], dim=-1)
+
+
+def angle_between(first: Tensor, second: Tensor) -> Tensor:
+    """Return the angle (...) in radians between two directions given as angles (..., 2)."""
+    a, b = to_vectors(first), to_vectors(second)
+    # Not the arc cosine of the product, whose slope is infinite where both agree.
+    return torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(a, b), dim=-1), (a * b).sum(dim=-1))
