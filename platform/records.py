@@ -39,19 +39,23 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> tuple[list[float], list[float]]:
-        """Return (steps, values) of the lines of metrics.jsonl that hold a number of this name."""
-        rows = [line for line in self.metrics if isinstance(line.get(name), int | float) and "step" in line]
-        return [float(line["step"]) for line in rows], [float(line[name]) for line in rows]
+        """Return (steps, values) of the lines of metrics.jsonl with a name, `loss` being `train/loss`; null is NaN."""
+        rows = [line for line in self.metrics if isinstance(line.get("step"), int | float)]
+        key = next((key for key in (f"train/{name}", name) if any(key in line for line in rows)), name)
+        rows = [line for line in rows if key in line]
+        values = [line[key] if isinstance(line[key], int | float) else math.nan for line in rows]
+        return [float(line["step"]) for line in rows], [float(value) for value in values]
 
     def seconds(self) -> float | None:
-        """Return the time between the first and the last line of metrics.jsonl, or None."""
-        times = [line["time"] for line in self.metrics if isinstance(line.get("time"), int | float)]
-        return float(max(times) - min(times)) if len(times) > 1 else None
+        """Return the seconds of all steps, from the mean of those that were recorded, or None."""
+        steps, seconds = self.values("seconds")
+        seconds = [value for value in seconds if math.isfinite(value)]
+        return max(steps) * sum(seconds) / len(seconds) if seconds else None
 
     def clips_per_second(self) -> float | None:
         """Return clips trained on a second: the batch over the median seconds of a step, or None."""
         batch = find(self.config, "batch_size")
-        seconds = sorted(self.values("seconds")[1])
+        seconds = sorted(value for value in self.values("seconds")[1] if math.isfinite(value))
         if not isinstance(batch, int | float) or not seconds or seconds[len(seconds) // 2] <= 0:
             return None
         return float(batch) / seconds[len(seconds) // 2]
@@ -105,7 +109,7 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """Return (mean, standard deviation, half width of the mean's 95 % t-interval) of folds; NaN where one is not enough."""
+    """Return mean, standard deviation and half width of the mean's 95 % t-interval; NaN where one value is too few."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
@@ -189,9 +193,9 @@ def read_study(folder: Path) -> Study:
     folds = {}
     if winner:
         places = sorted(
-            folder.glob(f"trials/{winner.get('trial')}/fold_*"), key=lambda place: (len(place.name), place.name)
+            folder.glob(f"trials/{winner.get('trial')}/*fold_*"), key=lambda place: (len(place.name), place.name)
         )
-        folds = {place.name.removeprefix("fold_"): read_run(place) for place in places if place.is_dir()}
+        folds = {place.name.replace("fold_", ""): read_run(place) for place in places if place.is_dir()}
     test = read_run(folder / "test") if (folder / "test").is_dir() else None
     mistakes = _json(folder / "test" / "mistakes" / "mistakes.json", problems)
     mistakes = [one for one in mistakes if isinstance(one, dict)] if isinstance(mistakes, list) else []
@@ -218,7 +222,7 @@ def run_of(checkpoint: Path, study: Path) -> Path | None:
     """Return the run folder that a checkpoint lies in, also if it and the study were moved together, or None."""
     moved = [study.parent.joinpath(*checkpoint.parts[index:]) for index in range(1, len(checkpoint.parts))]
     for place in (checkpoint, study.parent / checkpoint, *moved):
-        for folder in (place, *place.parents):
+        for folder in (place, *list(place.parents)[:3]):  # the run, its checkpoints, a step, a file in it
             if (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file():
                 return folder
     return None
@@ -237,6 +241,6 @@ def read(folder: Path) -> Study | Run:
         return read_run(folder)
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
     raise RecordsError(
-        f"{folder}: a report needs the folder of a study (with trials/) or of a run (with metrics.jsonl or scores.json); "
-        f"found: {found or 'nothing'}. Give the folder that a program's --output named"
+        f"{folder}: a report needs the folder of a study (with trials/) or of a run (with metrics.jsonl or "
+        f"scores.json), found {found or 'nothing'}; give the folder that a program's --output named"
     )

@@ -1,0 +1,145 @@
+"""The first paragraph of a report, in plain words: who won, how good that is against chance, and who judged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mien.platform.charts import tidy
+from mien.platform.pages import Html, join, paragraph, strong
+from mien.platform.records import Record, Run, Study, find
+
+UNOPENED = "The test has not been opened, so the figures below are from validation. "
+
+PROTOCOLS = {"honest": "honest: validation from train", "paper": "paper: validation = test"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The scores of a model on one split: over all folds, and of each."""
+
+    split: str
+    scores: Record
+    folds: dict[str, Record]
+    classes: list[str]
+    protocol: str | None
+    over: str  # what the scores are taken over, in words
+
+    @property
+    def chance(self) -> float | None:
+        """The UAR of guessing: one over the classes that occur in the truth."""
+        present = sum(1 for row in self.scores.get("confusion") or [] if sum(row))
+        number = present or len(self.classes)
+        return 1 / number if number else None
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of a score, or None."""
+        both = (self.scores.get("intervals") or {}).get(name)
+        return (float(both[0]), float(both[1])) if both and None not in both else None
+
+
+def outcome(record: Record | None, split: str, config: Mapping[str, Any]) -> Outcome | None:
+    """Return what a scores.json says, whether it holds one set of scores or those of several folds; None without it."""
+    if not record:
+        return None
+    folds = {str(key): value for key, value in (record.get("folds") or {}).items() if isinstance(value, dict)}
+    total, pooled = record.get("total") or {}, record.get("pooled") or {}
+    if "uar" not in total and "angular_error_deg" not in total:
+        scores, over = (pooled, "all folds' clips together") if pooled else (record, "all clips")
+    elif total.get("intervals") or not pooled.get("intervals"):
+        scores, over = {**pooled, **total}, "the mean of the folds" if len(folds) > 1 else "all clips"
+    else:
+        scores, over = {**total, **pooled}, "all folds' clips together" if len(folds) > 1 else "all clips"
+    classes = [str(name) for name in record.get("classes") or scores.get("per_class") or {}]
+    protocol = record.get("protocol") or scores.get("protocol") or find(config, "protocol")
+    return Outcome(split, scores, folds, classes, str(protocol) if protocol else None, over)
+
+
+def _ranged(value: float, both: tuple[float, float] | None, digits: int, unit: str = "") -> Html:
+    """Write a value in bold with its interval in brackets, where there is one."""
+    low_high = f" (95 % interval {both[0]:.{digits}f} to {both[1]:.{digits}f}{unit})" if both else ""
+    return join(strong(f"{value:.{digits}f}{unit}"), low_high)
+
+
+def _classes_verdict(found: Outcome) -> list[Html]:
+    """Say how well classes are told apart, against chance, without praising what the interval does not carry."""
+    uar, war = found.scores.get("uar"), found.scores.get("war")
+    if uar is None:
+        return [join("No classes were scored. ")]
+    both, chance = found.interval("uar"), found.chance
+    words = [join("It reaches a ", found.split, " UAR of ", _ranged(uar, both, 3))]
+    if war is not None:
+        words.append(join(" and a WAR of ", _ranged(war, found.interval("war"), 3)))
+    words.append(join(f" on {len(found.classes)} classes. "))
+    if chance and both:
+        if both[0] > chance:
+            times = both[0] / chance
+            words.append(
+                join(f"Guessing gives {chance:.3f}; even the lower end of the interval is {times:.1f} times that. ")
+            )
+        else:
+            words.append(join(f"The interval holds {chance:.3f}, what guessing gives: no skill has been shown. "))
+    elif chance:
+        words.append(join(f"Guessing gives {chance:.3f}. "))
+    return words
+
+
+def _gaze_verdict(found: Outcome) -> list[Html]:
+    """Say how far gaze is off, against the best constant answer."""
+    error, constant = found.scores.get("angular_error_deg"), found.scores.get("constant_error_deg")
+    if error is None:
+        return [join("No gaze was scored. ")]
+    words = [join("Its gaze is off by ", _ranged(error, found.interval("angular_error_deg"), 1, "°"))]
+    if constant:
+        share = error / constant
+        better = f"{share:.2f} of" if share < 1 else "no better than"
+        words.append(join(f", {better} the {constant:.1f}° of always answering the mean direction"))
+    return [*words, join(". ")]
+
+
+def verdict(found: Outcome | None, subject: str, missing_words: str) -> list[Html]:
+    """Return the opening paragraphs: who won, how good it is, on what it was judged.
+
+    Args:
+        found: the scores on the split that counts; None where there are none yet.
+        subject: the sentence that names what was judged, ending in a full stop and a space.
+        missing_words: what to say where `found` is None.
+    """
+    if found is None:
+        return [paragraph(subject, missing_words, css="verdict")]
+    clips, subjects = found.scores.get("num_clips"), found.scores.get("num_subjects")
+    judged = f"Judged on {clips:,} clips" if clips else "Judged on a number of clips that was not recorded"
+    judged += f" of {subjects:,} subjects. " if subjects else "; subjects are not known. "
+    protocol = PROTOCOLS.get(found.protocol or "", found.protocol or "not recorded")
+    parts = [paragraph(subject, *_classes_verdict(found), *_gaze_verdict(found), css="verdict")]
+    parts.append(paragraph(judged, "Protocol: ", strong(protocol), "."))
+    if (found.protocol or "").startswith("paper"):
+        warning = "Under this protocol settings were chosen on the very clips they are judged by: figures flatter."
+        parts.append(paragraph(warning, css="alert"))
+    return parts
+
+
+def study_subject(study: Study, alpha: float | None) -> str:
+    """Return the sentence that opens a study's verdict: which trial won among how many, or how far the search is."""
+    states = [str(trial.get("state")) for trial in study.trials]
+    finished = sum(state in ("complete", "pruned") for state in states)
+    trial = study.winning_trial() or {}
+    if not study.winner:
+        return f"The search is not over: {finished} of {len(states)} trials begun have finished. "
+    number = f"trial {trial['number']}" if trial.get("number") is not None else "the winner"
+    weight = f" (alpha {tidy(alpha)})" if alpha is not None else ""
+    return f"Of {finished} finished trials, {number}{weight} did best on validation. "
+
+
+def run_verdict(run: Run, found: Outcome | None) -> list[Html]:
+    """Return the opening paragraph on a single run: its scores, or how far its loss has come down."""
+    if found:
+        return verdict(found, "One run, not a search. ", "")
+    steps, losses = run.values("loss")
+    if not steps:
+        return [paragraph("This run has recorded no step yet.", css="verdict")]
+    tail = [value for value in losses[-max(len(losses) // 20, 1) :] if value == value]
+    last = f"{sum(tail) / len(tail):.4g}" if tail else "no finite value"
+    sentence = (
+        f"After {steps[-1]:,.0f} steps the loss is {last}, the mean of its last twentieth; it began at {losses[0]:.4g}."
+    )
+    return [paragraph(sentence, css="verdict")]
