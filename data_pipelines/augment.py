@@ -1,35 +1,162 @@
-"""Augmentation of one clip as uint8, with one draw for all its frames; what moves the picture moves the gaze too.
+"""Augmentation of one clip as uint8, with one draw for all its frames; what moves the picture moves its gaze too.
 
-Sources: MAE-DFER (Sun et al., ACM MM 2023): the multi-scale crop of pretraining; RandAugment, resized crop, flip and
-random erasing of fine-tuning.
+Sources: MAE-DFER (Sun et al., ACM MM 2023): the multi-scale crop of its pretraining; resize, RandAugment, resized crop,
+flip and random erasing, in this order, of its fine-tuning. Two differences. Pictures stay uint8: standardising follows
+on the device, so the erasing noise, standard normal there, is put back on the scale of pixels here and cut off at 0 and
+255. A side that shrinks is averaged by area, where the published code uses a triangle filter.
+
+A flip negates yaw. Rotation, shear, shift, small crops and crops that stretch would need another label than the one we
+have; where a setting allows them, the gaze of every training clip becomes unknown (NaN), never wrong. `for_gaze` turns
+them off. A square crop of at least 0.8 of the area only shifts and enlarges an aligned face by up to an eighth, under
+which the direction in the camera's frame stays nearly as it was, so it is kept.
 """
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
 import cv2
 import numpy as np
 from pydantic import BaseModel, Field
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1
+from mien.data_pipelines.randaugment import RandAugmentConfig, randaugment
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1; the models standardise with them
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+GAZE_CROP_AREA = 0.8
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
-    """What is done to a clip between decoding and the model."""
+    """What is done to a clip between decoding and the batch. Evaluation only pre-crops and resizes."""
 
-    kind: Literal["none", "pretrain", "finetune"] = Field("none", description="")
+    kind: Literal["none", "pretrain", "finetune"] = Field(
+        "none", description="none = resize; pretrain = multi-scale crop; finetune = all the rest"
+    )
+    precrop: Literal["none", "voxceleb2"] = Field(
+        "none", description="voxceleb2 = cut the upper middle square, 160 or `size` pixels wide, out of 224x224 frames"
+    )
+    crop_scales: tuple[float, ...] = Field(
+        (1.0, 0.875, 0.75, 0.66), min_length=1, description="pretrain: sides of the crop, as shares of the short side"
+    )
+    randaugment: RandAugmentConfig = RandAugmentConfig()
+    crop_area_min: float = Field(0.08, gt=0, le=1, description="finetune: smallest share of the area kept by the crop")
+    crop_aspect: float = Field(4 / 3, ge=1, description="finetune: the crop's width / height lies in 1/this .. this")
+    flip: float = Field(0.5, ge=0, le=1, description="finetune: chance of a left-right flip")
+    erase: float = Field(0.25, ge=0, le=1, description="finetune: chance that a box is replaced by noise")
+    erase_area_min: float = Field(0.02, gt=0, le=1, description="smallest box, as a share of the area")
+    erase_area_max: float = Field(1 / 3, gt=0, le=1, description="largest box, as a share of the area")
+    erase_aspect: float = Field(1 / 0.3, ge=1, description="the box's height / width lies in 1/this .. this")
+
+    @property
+    def keeps_gaze(self) -> bool:
+        """Whether a clip's gaze is still known after augmentation."""
+        safe = not self.randaugment.geometric or self.randaugment.operations == 0
+        square = self.crop_area_min >= GAZE_CROP_AREA and self.crop_aspect == 1
+        return self.kind == "none" or (self.kind == "finetune" and safe and square)
+
+    def for_gaze(self) -> Self:
+        """Return these settings without what gaze cannot follow: then `keeps_gaze`, unless `kind` is pretrain."""
+        return self.model_copy(
+            update={
+                "randaugment": self.randaugment.model_copy(update={"geometric": False}),
+                "crop_area_min": max(self.crop_area_min, GAZE_CROP_AREA),
+                "crop_aspect": 1.0,
+            }
+        )
 
 
 def augment(
     clip: np.ndarray, gaze: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return resize(clip, size), gaze
+    """Return a uint8 clip `(t, size, size, 3)` and its gaze `(2,)`, pitch and yaw, for a clip `(t, h, w, 3)`."""
+    if config.precrop == "voxceleb2":
+        clip = _upper_middle(clip, size)
+    if config.kind == "none":
+        return resize(clip, size), gaze
+    if not config.keeps_gaze:
+        gaze = np.full_like(gaze, np.nan)
+    if config.kind == "pretrain":
+        return _multi_scale_crop(clip, rng, config, size), gaze
+    clip = randaugment(resize(clip, size), rng, config.randaugment)
+    clip = _random_resized_crop(clip, rng, config, size)
+    if rng.random() < config.flip:
+        clip, gaze = flip(clip, gaze)
+    if rng.random() < config.erase:
+        clip = _erase(clip, rng, config)
+    return clip, gaze
+
+
+def flip(clip: np.ndarray, gaze: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return clip and gaze as a mirror shows them: left and right change places, yaw its sign."""
+    mirrored = cv2.flip(clip.reshape(-1, *clip.shape[2:]), 1).reshape(clip.shape)
+    return mirrored, gaze * np.array([1, -1], gaze.dtype)
 
 
 def resize(clip: np.ndarray, size: int) -> np.ndarray:
-    """Return `(t, size, size, c)`: bilinear, by area where a side shrinks."""
+    """Return `(t, size, size, c)`, stretched where the frames are not square."""
     height, width = clip.shape[1:3]
-    if height == width == size:
-        return clip
-    how = cv2.INTER_AREA if height > size and width > size else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(frame, (size, size), interpolation=how) for frame in clip])
+    return clip if height == width == size else _scaled(clip, size, by_area=min(height, width) > size)
+
+
+def _scaled(clip: np.ndarray, size: int, by_area: bool) -> np.ndarray:
+    scaled = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
+    for frame, out in zip(clip, scaled, strict=True):
+        cv2.resize(frame, (size, size), out, interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
+    return scaled
+
+
+def _upper_middle(clip: np.ndarray, size: int) -> np.ndarray:
+    height, width = clip.shape[1:3]
+    side = max(160, size)
+    if (height, width) != (224, 224) or side > 224:
+        raise ValueError(
+            f"the voxceleb2 pre-crop needs frames of 224x224 pixels and a size up to 224, but got {width}x{height} and "
+            f"{size}: set augment.precrop to none for other videos"
+        )
+    left = (width - side) // 2
+    return clip[:, :side, left : left + side]
+
+
+def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
+    """Cut one of a few sizes at one of 13 places: corners, edge middles, quarter points and the centre."""
+    height, width = clip.shape[1:3]
+    sides = [int(min(height, width) * scale) for scale in config.crop_scales]
+    sides = [size if abs(side - size) < 3 else side for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    crop_height, crop_width = pairs[rng.integers(len(pairs))]
+    places = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]  # quarters of the way down and right
+    down, right = places[rng.integers(len(places))]
+    top, left = down * ((height - crop_height) // 4), right * ((width - crop_width) // 4)
+    return resize(clip[:, top : top + crop_height, left : left + crop_width], size)
+
+
+def _random_resized_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
+    """Cut a box of random area and shape and stretch it, bilinear without averaging as published."""
+    height, width = clip.shape[1:3]
+    for _ in range(10):
+        area, aspect = _box(rng, config.crop_area_min, 1.0, config.crop_aspect)
+        w, h = round(math.sqrt(area * height * width * aspect)), round(math.sqrt(area * height * width / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return _scaled(clip[:, top : top + h, left : left + w], size, by_area=False)
+    return clip  # no box fitted: the frames are square by now, so the largest box in the middle is all of it
+
+
+def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Fill one box, the same in all frames, with fresh noise that is standard normal after standardising."""
+    height, width = clip.shape[1:3]
+    for _ in range(10):
+        area, aspect = _box(rng, config.erase_area_min, config.erase_area_max, config.erase_aspect)
+        h, w = round(math.sqrt(area * height * width * aspect)), round(math.sqrt(area * height * width / aspect))
+        if 0 < w < width and 0 < h < height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            noise = rng.standard_normal((len(clip), h, w, 3), np.float32) * (255 * STD) + 255 * MEAN
+            erased = clip.copy()
+            erased[:, top : top + h, left : left + w] = np.clip(np.rint(noise), 0, 255)
+            return erased
+    return clip
+
+
+def _box(rng: np.random.Generator, area_min: float, area_max: float, aspect: float) -> tuple[float, float]:
+    """Return a share of the area, uniform, and a ratio of sides, log-uniform in 1/aspect .. aspect."""
+    spread = math.log(aspect)
+    return rng.uniform(area_min, area_max), math.exp(rng.uniform(-spread, spread))

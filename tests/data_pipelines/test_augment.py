@@ -1,0 +1,250 @@
+"""Augmentation is one draw a clip, the published operations, and a gaze that is right or unknown."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from mien.data_pipelines.augment import MEAN, STD, AugmentConfig, augment, flip, resize
+from mien.data_pipelines.randaugment import GEOMETRIC, OPERATIONS, RandAugmentConfig, randaugment
+
+GAZE = np.array([0.2, -0.7], np.float32)
+
+
+def clip_of(size: int = 40, frames: int = 3, seed: int = 0) -> np.ndarray:
+    """Return smooth coloured frames, each another."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (frames, 6, 6, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC) for frame in small])
+
+
+def run(config: AugmentConfig, draw: int, clip: np.ndarray, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    return augment(clip, GAZE, np.random.default_rng(draw), config, size)
+
+
+@pytest.mark.parametrize("kind", ["none", "pretrain", "finetune"])
+def test_a_clip_follows_from_its_draw_and_the_input_stays(kind: str) -> None:
+    clip = clip_of()
+    before = clip.copy()
+    config = AugmentConfig.model_validate({"kind": kind})
+    results = [run(config, draw, clip)[0] for draw in [*range(20), 0]]
+    assert all(result.shape == (3, 32, 32, 3) and result.dtype == np.uint8 for result in results)
+    assert np.array_equal(results[0], results[-1])
+    distinct = len({result.tobytes() for result in results})
+    assert distinct == 1 if kind == "none" else distinct > 15
+    assert np.array_equal(clip, before)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_equal_frames_stay_equal(kind: str) -> None:
+    # One draw for the whole clip. Erasing alone is fresh in every frame.
+    clip = np.repeat(clip_of(frames=1), 4, axis=0)
+    config = AugmentConfig.model_validate({"kind": kind, "erase": 0})
+    for draw in range(30):
+        frames = run(config, draw, clip)[0]
+        assert (frames == frames[0]).all()
+
+
+def test_a_mirrored_clip_has_a_mirrored_label() -> None:
+    clip = clip_of(size=32)
+    mirrored, gaze = flip(clip, GAZE)
+    assert np.array_equal(mirrored, clip[:, :, ::-1])
+    # The unit vector's x, and nothing else, changes its sign.
+    vectors = [[math.cos(p) * math.sin(y), math.sin(p), -math.cos(p) * math.cos(y)] for p, y in (GAZE, gaze)]
+    assert vectors[1] == pytest.approx([-vectors[0][0], *vectors[0][1:]])
+    again, back = flip(mirrored, gaze)
+    assert np.array_equal(again, clip) and np.array_equal(back, GAZE)
+
+
+def test_with_flips_alone_clip_and_label_go_together() -> None:
+    config = AugmentConfig(
+        kind="finetune", randaugment=RandAugmentConfig(operations=0), crop_area_min=1, crop_aspect=1, erase=0
+    )
+    clip = clip_of(size=32)
+    flipped = 0
+    for draw in range(40):
+        frames, gaze = run(config, draw, clip)
+        expected = flip(clip, GAZE) if np.array_equal(frames, clip[:, :, ::-1]) else (clip, GAZE)
+        assert np.array_equal(frames, expected[0]) and np.array_equal(gaze, expected[1])
+        flipped += gaze[1] > 0
+    assert 10 < flipped < 30
+
+
+def test_gaze_is_kept_by_what_it_can_follow_and_unknown_after_anything_else() -> None:
+    clip, config = clip_of(), AugmentConfig(kind="finetune")
+    assert not config.keeps_gaze and np.isnan(run(config, 0, clip)[1]).all()
+    safe = config.for_gaze()
+    assert safe.keeps_gaze and not safe.randaugment.geometric
+    assert (safe.crop_area_min, safe.crop_aspect) == (0.8, 1.0)
+    for draw in range(20):
+        assert np.abs(run(safe, draw, clip)[1]).tolist() == np.abs(GAZE).tolist()
+    # A stricter setting stays as it is, and pretraining's crop is never safe.
+    assert AugmentConfig(crop_area_min=0.9).for_gaze().crop_area_min == 0.9
+    assert not AugmentConfig(kind="pretrain").for_gaze().keeps_gaze
+    assert np.array_equal(run(AugmentConfig(), 0, clip)[1], GAZE)
+
+
+def test_pretraining_crops_are_the_published_sizes_and_places() -> None:
+    # The picture tells where it was cut: red is the column, green the row, both of 160.
+    ramp = np.arange(160, dtype=np.uint8)
+    frame = np.stack([*np.meshgrid(ramp, ramp), np.zeros((160, 160), np.uint8)], axis=-1)
+    seen = set()
+    for draw in range(3000):
+        (cut,), _ = run(AugmentConfig(kind="pretrain"), draw, frame[None], size=160)
+        top, bottom, left, right = (int(v) for v in (cut[0, 0, 1], cut[-1, 0, 1], cut[0, 0, 0], cut[0, -1, 0]))
+        seen.add((top, left, bottom - top + 1, right - left + 1))
+    sides = [160, 140, 120, 105]
+    expected = set()
+    for i, height in enumerate(sides):
+        for width in sides[max(i - 1, 0) : i + 2]:
+            down, across = (160 - height) // 4, (160 - width) // 4
+            for y, x in [
+                (0, 0),
+                (0, 4),
+                (4, 0),
+                (4, 4),
+                (2, 2),
+                (2, 0),
+                (2, 4),
+                (0, 2),
+                (4, 2),
+                (1, 1),
+                (1, 3),
+                (3, 1),
+                (3, 3),
+            ]:
+                expected.add((y * down, x * across, height, width))
+    assert seen == expected
+
+
+def test_the_voxceleb2_precrop_is_the_upper_middle() -> None:
+    clip = clip_of(size=224)
+    config = AugmentConfig(precrop="voxceleb2")
+    assert np.array_equal(run(config, 0, clip, size=160)[0], clip[:, :160, 32:192])
+    assert np.array_equal(run(config, 0, clip, size=192)[0], clip[:, :192, 16:208])
+    assert np.array_equal(run(config, 0, clip, size=80)[0], resize(clip[:, :160, 32:192], 80))
+    with pytest.raises(ValueError, match=r"224x224.*40x40"):
+        run(config, 0, clip_of())
+
+
+def test_resized_crops_are_bilinear_cuts_of_the_asked_area_and_shape() -> None:
+    plain = {"kind": "finetune", "randaugment": {"operations": 0}, "flip": 0, "erase": 0}
+    ramp = np.linspace(0, 255, 160).astype(np.uint8)
+    frame = np.stack([*np.meshgrid(ramp, ramp), np.zeros((160, 160), np.uint8)], axis=-1)
+    areas, aspects = [], []
+    for draw in range(300):
+        (cut,), _ = run(AugmentConfig.model_validate(plain), draw, frame[None], size=160)
+        height, width = float(cut[-1, 0, 1]) - cut[0, 0, 1], float(cut[0, -1, 0]) - cut[0, 0, 0]
+        areas.append(height * width / 255**2)
+        aspects.append(width / height)
+    assert 0.06 < min(areas) < 0.13 and 0.9 < max(areas) <= 1
+    assert 0.70 < min(aspects) < 0.8 and 1.25 < max(aspects) < 1.42
+
+
+def test_erasing_fills_one_box_with_standard_normal_noise() -> None:
+    config = AugmentConfig.model_validate(
+        {
+            "kind": "finetune",
+            "randaugment": {"operations": 0},
+            "flip": 0,
+            "crop_area_min": 1,
+            "crop_aspect": 1,
+            "erase": 1,
+        }
+    )
+    clip = np.full((4, 160, 160, 3), 7, np.uint8)
+    shares, values = [], []
+    for draw in range(30):
+        frames, _ = run(config, draw, clip, size=160)
+        changed = (frames != 7).any(axis=(0, 3))
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        box = frames[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert changed.sum() == box.shape[1] * box.shape[2]
+        assert not np.array_equal(box[0], box[1])
+        shares.append(changed.mean())
+        values.append(box.reshape(-1, 3))
+    assert min(shares) > 0.01 and max(shares) < 0.35
+    noise = (np.concatenate(values) / 255 - MEAN) / STD
+    # Cut off at black and white, about two deviations away, so a little narrower than 1.
+    assert np.abs(noise.mean(axis=0)).max() < 0.05 and 0.93 < noise.std() < 1.0
+
+
+def test_off_switches_leave_the_picture_alone() -> None:
+    config = AugmentConfig.model_validate(
+        {
+            "kind": "finetune",
+            "randaugment": {"operations": 0},
+            "flip": 0,
+            "crop_area_min": 1,
+            "crop_aspect": 1,
+            "erase": 0,
+        }
+    )
+    clip = clip_of(size=32)
+    assert np.array_equal(run(config, 3, clip)[0], clip)
+
+
+def by_pillow(name: str, image: Image.Image, m: float, sign: float) -> Image.Image:
+    """The published operations (spec: inc1 table), as Pillow does them."""
+    factor, size = 1 + sign * 0.09 * m, image.size
+
+    def affine(*coefficients: float) -> Image.Image:
+        return image.transform(
+            size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(128,) * 3
+        )
+
+    return {
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+        "posterize": lambda: ImageOps.posterize(image, 4 - int(0.4 * m)),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(25.6 * m)),
+        "solarize_add": lambda: image.point([min(255, i + int(11 * m)) if i < 128 else i for i in range(256)] * 3),
+        "color": lambda: ImageEnhance.Color(image).enhance(factor),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(factor),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(factor),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(factor),
+        "rotate": lambda: image.rotate(3 * m * sign, Image.Resampling.BICUBIC, fillcolor=(128,) * 3),
+        "shear_x": lambda: affine(1, 0.03 * m * sign, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, 0.03 * m * sign, 1, 0),
+        "translate_x": lambda: affine(1, 0, 0.045 * m * sign * size[0], 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, 0.045 * m * sign * size[1]),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, *GEOMETRIC])
+@pytest.mark.parametrize(("magnitude", "sign"), [(0.0, 1.0), (7.0, 1.0), (6.3, -1.0), (9.9, -1.0)])
+def test_operations_agree_with_pillow(name: str, magnitude: float, sign: float) -> None:
+    clip = clip_of(size=64)
+    found = (OPERATIONS | GEOMETRIC)[name](clip, magnitude, sign)
+    assert found.shape == clip.shape and found.dtype == np.uint8
+    expected = np.stack([np.asarray(by_pillow(name, Image.fromarray(frame), magnitude, sign)) for frame in clip])
+    difference = np.abs(found.astype(int) - expected)
+    if name in GEOMETRIC:
+        # Another bicubic kernel, and another rule for the outermost pixels.
+        assert difference.mean() < 1.5 and np.median(difference) <= 1
+    else:
+        assert difference.max() <= 2 and difference.mean() < 0.7
+
+
+def test_a_plain_picture_survives_every_operation() -> None:
+    # One level only: no spread to stretch and no histogram to flatten.
+    clip = np.full((2, 16, 16, 3), 90, np.uint8)
+    for name in ("auto_contrast", "equalize", "contrast", "color", "sharpness"):
+        assert np.array_equal(OPERATIONS[name](clip, 7, 1), clip), name
+
+
+def test_randaugment_draws_its_operations_with_the_chances_asked_for() -> None:
+    clip = clip_of(size=16)
+    unchanged = sum(
+        np.array_equal(randaugment(clip, np.random.default_rng(seed), RandAugmentConfig(operations=1)), clip)
+        for seed in range(300)
+    )
+    assert 100 < unchanged < 200
+    plain = RandAugmentConfig(operations=4, probability=1, geometric=False)
+    grey = np.full((1, 16, 16, 3), 7, np.uint8)
+    # Without geometry nothing comes in from outside, so an even picture stays even.
+    for seed in range(50):
+        assert len(np.unique(randaugment(grey, np.random.default_rng(seed), plain))) == 1
