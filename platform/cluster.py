@@ -1,0 +1,207 @@
+"""The Ray cluster: start one here or join one, and say beforehand what would hang.
+
+Ray waits without a word for resources that can never come free. Three waits were seen (workers that hold every CPU
+while data tasks need one, trials larger than any node, an object store larger than shared memory), so `check` looks for
+them before a run starts. `connect` also sets what our other Ray files rely on: a controller that polls twice a second,
+so that a checkpoint counts as registered at once, and a terminal that shows our lines instead of Ray's.
+"""
+
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from pydantic import BaseModel, Field
+
+GIB = 2**30
+SHARED_MEMORY = Path("/dev/shm")
+ANSWER_SECONDS = 10
+
+# Read by Ray in the driver and, for RAY_TRAIN_*, handed by it to the controller and the workers.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ctrl-C is to reach our own code as KeyboardInterrupt; Tune would swallow it and return.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which cluster, and what a cluster started here may use."""
+
+    address: str = Field("local", description='"local" starts Ray on this machine; "auto" or HOST:PORT joins a cluster')
+    num_cpus: int | None = Field(None, ge=1, description="CPUs a local cluster offers; all of the machine's when unset")
+    num_gpus: int | None = Field(None, ge=0, description="GPUs a local cluster offers; all visible ones when unset")
+    object_store_gib: float | None = Field(
+        None, gt=0, description="shared memory for clips on their way, GiB; Ray takes 30 % of memory when unset"
+    )
+    dashboard: bool = Field(
+        False, description="serve Ray's dashboard on 127.0.0.1 (about 1 GiB of memory); a local cluster only"
+    )
+    worker_output: bool = Field(False, description="repeat what workers print in this terminal; Ray logs it either way")
+
+
+class ClusterError(ValueError):
+    """The cluster cannot be had, or cannot hold what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one living node offers in all, used or not."""
+
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[None]:
+    """Be connected to the cluster inside the block; a cluster that was started here ends with it.
+
+    Where this process is connected already, that connection is used and left alone.
+    Raises ClusterError when the store does not fit in shared memory or no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Announces on every start that the (default) token authentication is on.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    if config.address == "local":
+        check_shared_memory(config)
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            object_store_memory=None if config.object_store_gib is None else int(config.object_store_gib * GIB),
+            include_dashboard=config.dashboard,
+            logging_level=logging.ERROR,
+            log_to_driver=config.worker_output,
+        )
+    else:
+        check_answers(config.address)
+        try:
+            ray.init(address=config.address, logging_level=logging.ERROR, log_to_driver=config.worker_output)
+        except ConnectionError as error:
+            raise _nobody(config.address, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raise ClusterError when nothing listens at HOST:PORT within a few seconds; Ray itself would try for minutes."""
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto", or a form that Ray itself judges at once
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _nobody(address, error) from error
+
+
+def _nobody(address: str, error: OSError) -> ClusterError:
+    """Return the error that says that no cluster answers."""
+    return ClusterError(
+        f"a Ray cluster must answer at cluster.address={address!r}, but none does ({error}); "
+        "start one with `ray up cluster.yaml`, or set cluster.address=local to use this machine"
+    )
+
+
+def check_shared_memory(config: ClusterConfig) -> None:
+    """Raise ClusterError when a local object store would not fit in shared memory, where Ray falls back to disk."""
+    if config.object_store_gib is None or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free / GIB
+    if config.object_store_gib > free:
+        raise ClusterError(
+            f"the object store must fit in {SHARED_MEMORY}, but cluster.object_store_gib={config.object_store_gib:g} "
+            f"and {free:.1f} GiB are free there; lower it, or enlarge {SHARED_MEMORY} (docker: --shm-size)"
+        )
+
+
+def nodes() -> list[Node]:
+    """Return the living nodes of the connected cluster."""
+    return [
+        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def describe() -> str:
+    """Return one line on what the connected cluster offers."""
+    offered = ray.cluster_resources()
+    store = offered.get("object_store_memory", 0.0) / GIB
+    return (
+        f"{len(nodes())} node(s), {offered.get('CPU', 0):g} CPUs, {offered.get('GPU', 0):g} GPUs, "
+        f"object store {store:.1f} GiB"
+    )
+
+
+def check_workers(*, workers: int, cpus_per_worker: float, gpus_per_worker: float, data_cpus: float) -> None:
+    """Raise ClusterError unless `workers` can start and a data task of `data_cpus` still finds a CPU beside them.
+
+    Workers are packed as Ray packs them, one node after another. `data_cpus=0` means that nothing is streamed.
+    """
+    shortage = worker_shortage(
+        nodes(),
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        data_cpus=data_cpus,
+    )
+    if shortage:
+        raise ClusterError(f"{shortage} The cluster has {describe()}.")
+
+
+def worker_shortage(
+    offered: list[Node], *, workers: int, cpus_per_worker: float, gpus_per_worker: float, data_cpus: float
+) -> str | None:
+    """Return what would wait for ever on these nodes and what to set instead, or None when all can run."""
+    left, free = workers, []
+    for node in sorted(offered, key=lambda node: (node.gpus, node.cpus), reverse=True):
+        fits = [_times(node.cpus, cpus_per_worker), _times(node.gpus, gpus_per_worker)]
+        here = int(min(left, *fits))
+        left -= here
+        free.append(node.cpus - here * cpus_per_worker)
+    if left:
+        return (
+            f"{workers} training worker(s) of {cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs would wait for "
+            f"ever: {left} of them fit on no node. Lower trainer.workers or trainer.cpus_per_worker, or join a larger "
+            "cluster."
+        )
+    if data_cpus > 0 and not any(_times(cpus, data_cpus) >= 1 for cpus in free):
+        return (
+            f"the training workers would hold every CPU, and no clip could be decoded: a data task takes {data_cpus:g} "
+            f"CPUs and the most that is left on a node is {max(free, default=0):g}. Lower trainer.cpus_per_worker "
+            "or stream.task_cpus, or set cluster.num_cpus higher (CPUs are Ray's book-keeping, fractions are allowed)."
+        )
+    return None
+
+
+def trials_at_once(*, cpus_per_trial: float, gpus_per_trial: float) -> int:
+    """Return how many trials the cluster holds at a time; raise ClusterError when not even one fits on a node."""
+    at_once = sum(int(min(_times(node.cpus, cpus_per_trial), _times(node.gpus, gpus_per_trial))) for node in nodes())
+    if at_once < 1:
+        raise ClusterError(
+            f"a trial of {cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs fits on no node and would wait for ever. "
+            f"Lower study.cpus_per_trial or study.gpus_per_trial. The cluster has {describe()}."
+        )
+    return at_once
+
+
+def _times(offered: float, taken: float) -> float:
+    """Return how often `taken` fits in `offered`, without limit when nothing is taken."""
+    return float("inf") if taken == 0 else (offered + 1e-9) // taken
