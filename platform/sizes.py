@@ -1,0 +1,34 @@
+"""What a config amounts to before anything starts: tokens, parameters, floating-point operations, clips and steps.
+
+Operations are counted by PyTorch's FLOP counter on one real forward pass (attention included), two a multiply-add.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mien.platform.loop import LoopConfig
+
+
+def sizes(task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: LoopConfig) -> dict[str, str]:
+    """Return the sizes of training `task` on `num_clips` clips like `clip` (1, t, h, w, c), as text for a table."""
+    batch: Mapping[str, Tensor] = {
+        "clip": clip,
+        "draw": torch.zeros(1, dtype=torch.int64),
+        "label": torch.zeros(1, dtype=torch.int64),
+        "gaze": torch.zeros(1, 2),
+    }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task.eval()(batch)
+    steps = loop.total_steps(num_clips)
+    return {
+        "clip": "x".join(map(str, clip.shape[1:4])) + " pixels",
+        "tokens": f"{num_tokens:,} a clip",
+        "parameters": f"{sum(parameter.numel() for parameter in task.parameters()):,}",
+        "forward pass": f"{counter.get_total_flops() / 1e9:,.2f} GFLOP a clip (two a multiply-add)",
+        "training clips": f"{num_clips:,}",
+        "batch": f"{loop.batch_size:,} clips",
+        "steps": f"{steps:,} ({steps * loop.batch_size / num_clips:,.1f} epochs)",
+    }
