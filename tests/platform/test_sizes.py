@@ -1,9 +1,10 @@
 """A dry run says what a config amounts to."""
 
 import torch
+from torch import Tensor, nn
+
 from mien.platform.loop import LoopConfig
 from mien.platform.sizes import sizes
-from torch import Tensor, nn
 
 
 class Linear(nn.Module):
