@@ -32,7 +32,7 @@ def tidy(value: float | None, digits: int = 3) -> str:
     """Write a number as briefly as a reader needs it: 0.512, 12,000, 1e-5; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-2:
         mantissa, exponent = f"{value:.{max(digits - 1, 0)}e}".split("e")
         short = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{short}e{int(exponent)}"
@@ -104,7 +104,8 @@ def intervals(
     shown = [v for row in rows for v in (row.value, row.low, row.high, row.second) if v is not None]
     low, high = domain or (0.0, max([*shown, reference[0] if reference else 0.0, 1e-9]) * 1.08)
     left = 14 + LETTER * max(len(row.label) for row in rows)
-    right = WIDTH - (66 + LETTER * (2 * digits + 3) if any(row.low is not None for row in rows) else 56)
+    long = LETTER * max(len(f"{v:.{digits}f}") for v in [*shown, 0.0])  # of one figure
+    right = WIDTH - (38 + 3.2 * long if any(row.low is not None for row in rows) else 24 + long)
     pitch, top = 30, 8
     bottom = top + pitch * len(rows)
     place = scale(low, high, left, right)

@@ -10,7 +10,9 @@ import numpy as np
 from mien.platform.charts import LETTER, WIDTH, dot, drawing, rule, scale, ticks, tidy, write
 
 COLOURS = ("s0", "s1", "s2", "s3", "s4", "s5")
-MAX_POINTS = 220  # more than this on one line and neighbours are averaged
+MAX_POINTS = 220  # more than this in a chart and neighbours are averaged
+LEAST_POINTS = 70  # to which a line is thinned where it shares the chart
+LETTERING = 13  # least distance of two names below one another
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class Series:
     y: Sequence[float]
 
 
-def _thin(series: Series) -> np.ndarray:
-    """Average neighbours until at most MAX_POINTS are left: rows of x, mean, lowest and highest y of each bin."""
+def _thin(series: Series, most: int) -> np.ndarray:
+    """Average neighbours until at most `most` points are left: rows of x, mean, lowest and highest y of each bin."""
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
     finite = np.isfinite(y) & np.isfinite(x)
-    size = max(1, math.ceil(len(x) / MAX_POINTS))
+    size = max(1, math.ceil(len(x) / most))
     bins = [slice(start, start + size) for start in range(0, len(x), size)]
     kept = [(x[b], y[b][finite[b]]) for b in bins]
     full = np.array([(xs.mean(), *((ys.mean(), ys.min(), ys.max()) if len(ys) else (np.nan,) * 3)) for xs, ys in kept])
@@ -52,7 +54,7 @@ def lines(
     colours: Sequence[str] = COLOURS,
 ) -> str:
     """Draw one line a series, named at its end; long ones as means of neighbours, a single one on its min-max band."""
-    thin = [_thin(one) for one in series]
+    thin = [_thin(one, max(MAX_POINTS // len(series), LEAST_POINTS)) for one in series]
     every = np.concatenate([part[1] for part in thin])
     every = every[np.isfinite(every)]
     if not len(every):
@@ -75,7 +77,9 @@ def lines(
             write(left - 6, to_y(tick) + 4, tidy(tick), "tick", "end"),
         ]
     for tick in ticks(float(x_all.min()), float(x_all.max())):
-        parts.append(write(to_x(tick), bottom + 16, tidy(tick, 4), "tick", "middle"))
+        parts.append(
+            write(to_x(tick), bottom + 16, tidy(tick, 4), "tick", "end" if to_x(tick) > right - 12 else "middle")
+        )
     if x_label:
         parts.append(write(right, height - 4, x_label, "note", "end"))
     if reference:
@@ -94,8 +98,12 @@ def lines(
         if len(solid) <= 12:
             parts += [dot(a, b, 2.5, f"series {colour}") for a, b in solid]
         ends += [(solid[-1][1], one.name, colour)] if named and solid else []
-    lowest_y = -math.inf
-    for y, name, colour in sorted(ends):
-        lowest_y = max(y, lowest_y + 13)
-        parts.append(write(right + 6, lowest_y + 4, name, f"name series {colour}"))
+    heights: list[float] = []
+    for y, _, _ in sorted(ends):
+        heights.append(max(y, heights[-1] + LETTERING) if heights else y)
+    for index in reversed(range(len(heights))):  # pushed down from above, then up from the bottom
+        below = heights[index + 1] - LETTERING if index + 1 < len(heights) else bottom
+        heights[index] = min(heights[index], below)
+    for height_of, (_, name, colour) in zip(heights, sorted(ends), strict=True):
+        parts.append(write(right + 6, height_of + 4, name, f"name series {colour}"))
     return drawing(WIDTH, height, label, parts)

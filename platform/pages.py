@@ -54,12 +54,11 @@ def missing(words: str) -> Html:
     return paragraph(words, css="missing")
 
 
-def figure(drawing: str | Html, caption: object, title: str = "", wide: bool = False, css: str = "") -> Html:
-    """Return a figure of markup with a caption; a wide one scrolls in its own box on a narrow screen."""
+def figure(drawing: str | Html, caption: object, title: str = "", least: int = 0) -> Html:
+    """Return a figure of markup with a caption; on a phone one of `least` pixels scrolls in its own box."""
     head = join(Html("<h3>"), title, Html("</h3>")) if title else Html("")
-    body = f'<div class="scroll">{drawing}</div>' if wide else drawing
-    opening = Html(f'<figure class="{css}">' if css else "<figure>")
-    return join(opening, head, Html(body), Html("<figcaption>"), caption, Html("</figcaption></figure>"))
+    body = f'<div class="scroll" style="--least:{least}px">{drawing}</div>' if least else drawing
+    return join(Html("<figure>"), head, Html(body), Html("<figcaption>"), caption, Html("</figcaption></figure>"))
 
 
 def pair(*figures: Html) -> Html:
@@ -88,26 +87,28 @@ def table(
     head = "".join(f"<th{kind}>{escape(words)}</th>" for words, kind in zip(header, look, strict=True))
     body = []
     for index, row in enumerate(rows):
-        mark = f' class="{marks[index]}"' if index < len(marks) and marks[index] else ""
+        mark = f' class="{escape(marks[index])}"' if index < len(marks) and marks[index] else ""
         cells = (
             f"<td{kind}>{markup('–' if cell is None else cell)}</td>" for cell, kind in zip(row, look, strict=True)
         )
         body.append(f"<tr{mark}>{''.join(cells)}</tr>")
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure><div class="table" style="margin:0">{grid}</div>{below}</figure>')
+    return Html(f'<figure><div class="table">{grid}</div>{below}</figure>')
 
 
 def image(data: bytes, alt: str) -> Html:
-    """Return a picture embedded in the page; `data` is the content of a PNG or JPEG file.
+    """Return a picture embedded in the page; `data` is the content of a PNG, JPEG or WebP file.
 
     Raises:
-        ValueError: the bytes are neither.
+        ValueError: the bytes are none of these.
     """
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
     kind = next((name for magic, name in kinds.items() if data.startswith(magic)), None)
     if kind is None:
-        raise ValueError(f"a picture in a report must be PNG or JPEG, got bytes that begin with {data[:4]!r} ({alt})")
+        raise ValueError(
+            f"a picture in a report must be PNG, JPEG or WebP, got bytes that begin with {data[:4]!r} ({alt})"
+        )
     return Html(f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
 
 
@@ -122,6 +123,7 @@ def page(title: str, eyebrow: str, lead: Sequence[Html], sections: Sequence[Sect
     body = "".join(
         f'<section id="{anchor(s.title)}"><h2>{escape(s.title)}</h2>{"".join(s.parts)}</section>' for s in sections
     )
+    body = re.sub(r"(\d) %", r"\1&nbsp;%", body)
     style = re.sub(r"/\*.*?\*/\n?", "", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

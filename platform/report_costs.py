@@ -59,7 +59,7 @@ def cost(study: Study | None, alone: Run | None = None) -> Section:
         wall = max(ends) - min(starts) if starts and ends else None
         total = sum(trial["seconds"] for trial in trials) if trials else None
         what = (
-            f"{len(study.trials)} trials, {_duration(total)} of them added up"
+            f"{len(study.trials)} trials, whose own times add up to {_duration(total)}"
             if total
             else f"{len(study.trials)} trials"
         )

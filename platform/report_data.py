@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mien.platform.pages import Html, Section, missing, paragraph, table
+from mien.platform.pages import Html, Section, missing, pair, paragraph, table
 from mien.platform.records import Record, Run
 
 SHOWN_DROPPED = 8
@@ -56,16 +56,17 @@ def data(
         parts.append(table(header, rows, "lnnnnl", caption=caption))
     else:
         parts.append(missing("The manifests are not where the config says, so their counts cannot be shown."))
+    tables: list[Html] = []
     for source in sources:
         if source.per_class:
             names = [part for part in source.parts if part in source.per_class]
             rows = [[c, *(f"{source.per_class[p].get(c, 0):,}" for p in names)] for c in source.classes]
             rows.append(["all", *(f"{source.parts[part]:,}" for part in names)])
             caption = f"{source.name}: clips of each class in each official part; each fold is where a clip is tested."
-            parts.append(
-                table(["class", *names], rows, "l" + "n" * len(names), [""] * len(source.classes) + ["total"], caption)
-            )
-    parts += _fold_sizes(sources, folds, tests)
+            marks = [""] * len(source.classes) + ["total"]
+            tables.append(table(["class", *names], rows, "l" + "n" * len(names), marks, caption))
+    tables += _fold_sizes(sources, folds, tests)
+    parts += [pair(*tables)] if tables else []
     parts += _left_out(sources, runs)
     return Section("Data", tuple(parts))
 

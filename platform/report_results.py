@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mien.platform.charts import Interval, bars, confusion, intervals, tidy
+from mien.platform.charts import Interval, bars, confusion, intervals
 from mien.platform.pages import Html, Section, figure, image, join, missing, pair, paragraph, strong, table
 from mien.platform.pictures import shrink
 from mien.platform.records import Record, Run, spread
@@ -137,7 +137,7 @@ def confusions(found: Outcome | None) -> Section:
     rows: list[tuple[str, float | None, str]] = []
     for name, row, right in zip(found.classes, counts, np.diag(counts), strict=True):
         recall = right / row.sum() if row.sum() else None
-        rows.append((name, recall, "absent" if recall is None else f"{recall:.2f}  {right:.0f}/{row.sum():.0f}"))
+        rows.append((name, recall, "absent" if recall is None else f"{recall:.2f} of {row.sum():.0f}"))
     references = [(found.chance, "chance")] if found.chance else []
     right_figure = figure(
         bars(rows, "recall of each class", references=references),
@@ -158,7 +158,7 @@ def mistakes(records: Sequence[Record], folder: Path, problems: list[str]) -> Se
         path = folder / Path(str(one.get("file", ""))).name
         words = join(
             strong(one.get("predicted")),
-            f" with {tidy(100 * (one.get('confidence') or 0))} % confidence; truth: ",
+            f" with {100 * (one.get('confidence') or 0):.1f} % confidence; truth: ",
             strong(one.get("truth")),
             Html("<br>"),
             Html("<code>"),

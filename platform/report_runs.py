@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from mien.platform.curves import Series, lines
-from mien.platform.pages import Html, Section, figure, image, missing, pair
+from mien.platform.pages import Html, Section, figure, image, join, missing, pair
 from mien.platform.pictures import shrink
 from mien.platform.records import Run
 
@@ -75,10 +75,13 @@ def reconstructions(run: Run | None, problems: list[str]) -> Section:
         except (OSError, ValueError) as error:
             problems.append(f"{path.name} cannot be shown ({error})")
             continue
-        caption = (
-            f"After step {step}. Clips the model saw only in part: what went in, what was left of it, and what it made "
-        )
-        caption += "of the rest, as appearance and as motion between neighbouring frames." if path == chosen[0] else ""
-        early = f"The first sheet, after step {step}, to compare with."
-        parts.append(figure(sheet, caption if path == chosen[0] else early))
+        if path == chosen[0]:
+            caption = (
+                f"After step {step}. Clips that the model saw only in part: what went in, what was left of it, and "
+            )
+            caption += "what it made of the rest, as appearance and as motion between neighbouring frames."
+            parts.append(figure(sheet, caption, least=680))
+        else:
+            fold = Html("<details><summary>the first sheet, to compare with</summary>")
+            parts.append(join(fold, figure(sheet, f"After step {step}.", least=680), Html("</details>")))
     return Section(title, tuple(parts) or (missing("The sheets of reconstructions cannot be read."),))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mien.platform.charts import tidy
-from mien.platform.pages import Html, Section, figure, join, missing, table
+from mien.platform.pages import Html, Section, figure, join, missing, paragraph, table
 from mien.platform.records import Record, Study, find, spread
-from mien.platform.search_charts import Line, Trade, front, parallel
+from mien.platform.search_charts import Line, Trade, front, is_number, parallel
 
 LOWER_IS_BETTER = ("angular_error_deg", "loss")
 WORDS = {"uar": "UAR", "war": "WAR", "angular_error_deg": "gaze error °"}
@@ -64,12 +64,12 @@ def ordered(study: Study, metric: str) -> list[Record]:
 
 
 def _with_interval(trial: Record, metric: str) -> str | None:
-    """Write a trial's mean over folds with the half width of its interval, where two folds or more are done."""
+    """Write a trial's mean over folds with the half width of its interval, where three folds or more are done."""
     value, done = mean_of(trial, metric), folds_of(trial, metric)
     if value is None:
         return None
     digits = 1 if metric.endswith("deg") else 3
-    half = spread(done)[2] if done else float("nan")
+    half = spread(done)[2] if len(done) > 2 else float("nan")  # two folds give an interval wider than the scale
     return f"{value:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
 
 
@@ -90,21 +90,19 @@ def trials(study: Study) -> Section:
     planned = find(study.config, "folds")
     number = len(planned) if isinstance(planned, list) else planned if isinstance(planned, int) else 0
     number = max([number, *(len(trial.get("folds") or {}) for trial in study.trials)])
-    failed = any(trial.get("error") for trial in study.trials)
     winner = study.winning_trial()
     rows, marks = [], []
     for trial in ordered(study, objectives[0]):
-        settings = [_setting((trial.get("params") or {}).get(key)) for key in keys]
+        params = trial.get("params") or {}
         state = "winner" if trial is winner else str(trial.get("state", "unknown"))
         seconds = trial.get("seconds")
-        row = [trial.get("number", trial.get("id")), *settings, *(_with_interval(trial, name) for name in metrics)]
+        row = [trial.get("number", trial.get("id")), *(_with_interval(trial, name) for name in metrics)]
         row += [f"{len(trial.get('folds') or {})}/{number}", state, None if seconds is None else f"{seconds:,.0f}"]
-        error = str(trial.get("error") or "").strip()
-        rows.append(row + [error.splitlines()[-1][:200] if error else ""] * failed)
+        rows.append([*row, *(_setting(params.get(key)) for key in keys)])
         marks.append(state)
-    header = ["#", *(names[key] for key in keys), *(words_of(name) for name in metrics), "folds", "state", "seconds"]
-    align = "n" * (len(header) - 3) + "nln" + "w" * failed
-    header += ["error"] * failed
+    header = ["#", *(words_of(name) for name in metrics), "folds", "state", "seconds", *(names[key] for key in keys)]
+    numeric = [all(is_number((trial.get("params") or {}).get(key, 0)) for trial in study.trials) for key in keys]
+    align = "n" * (len(metrics) + 2) + "ln" + "".join("n" if yes else "l" for yes in numeric)
     fixed = {key: value for key, value in (study.trials[0].get("params") or {}).items() if key not in keys}
     caption = "Means over the folds done, on validation, ± the half width of their 95 % t-interval. "
     caption += (
@@ -114,15 +112,17 @@ def trials(study: Study) -> Section:
         caption += (
             " The same in all trials: " + ", ".join(f"{key} = {_setting(value)}" for key, value in fixed.items()) + "."
         )
-    grid = table(header, rows[:SHOWN], align, marks, caption)
-    if len(rows) <= SHOWN:
-        return Section("Trials", (grid,))
-    rest = join(
-        Html(f"<details><summary>the other {len(rows) - SHOWN} trials</summary>"),
-        table(header, rows[SHOWN:], align, marks[SHOWN:]),
-        Html("</details>"),
-    )
-    return Section("Trials", (grid, rest))
+    parts = [table(header, rows[:SHOWN], align, marks, caption)]
+    if len(rows) > SHOWN:
+        rest = table(header, rows[SHOWN:], align, marks[SHOWN:])
+        summary = Html(f"<details><summary>the other {len(rows) - SHOWN} trials</summary>")
+        parts.append(join(summary, rest, Html("</details>")))
+    for trial in study.trials:
+        error = str(trial.get("error") or "").strip()
+        if error:
+            words = f"Trial {trial.get('number', trial.get('id'))} failed: {error.splitlines()[-1][:300]}"
+            parts.append(paragraph(words, css="alert"))
+    return Section("Trials", tuple(parts))
 
 
 def settings(study: Study) -> Section:
@@ -162,7 +162,7 @@ def settings(study: Study) -> Section:
         f"good, the thick line won{''.join(', ' + words for words in kinds)}. Where a setting matters, strong lines "
     )
     caption += "meet at one height. Few values stand at even steps, wide ranges are logarithmic."
-    return Section(title, (figure(drawing, caption, wide=True),))
+    return Section(title, (figure(drawing, caption, least=760),))
 
 
 def alpha_front(study: Study) -> Section:
@@ -193,4 +193,4 @@ def alpha_front(study: Study) -> Section:
         "stair are the Pareto front of complete trials: nothing beats them in both. Crosses are 95 % t-intervals over "
     )
     caption += "folds, the ring is the winner."
-    return Section(title, (figure(drawing, caption),))
+    return Section(title, (figure(drawing, caption, least=600),))

@@ -54,9 +54,9 @@ def outcome(record: Record | None, split: str, config: Mapping[str, Any]) -> Out
     return Outcome(split, scores, folds, classes, str(protocol) if protocol else None, over)
 
 
-def _ranged(value: float, both: tuple[float, float] | None, digits: int, unit: str = "") -> Html:
+def _ranged(value: float, both: tuple[float, float] | None, digits: int, unit: str = "", name: str = "") -> Html:
     """Write a value in bold with its interval in brackets, where there is one."""
-    low_high = f" (95 % interval {both[0]:.{digits}f} to {both[1]:.{digits}f}{unit})" if both else ""
+    low_high = f" ({name}{both[0]:.{digits}f} to {both[1]:.{digits}f}{unit})" if both else ""
     return join(strong(f"{value:.{digits}f}{unit}"), low_high)
 
 
@@ -66,20 +66,19 @@ def _classes_verdict(found: Outcome) -> list[Html]:
     if uar is None:
         return [join("No classes were scored. ")]
     both, chance = found.interval("uar"), found.chance
-    words = [join("It reaches a ", found.split, " UAR of ", _ranged(uar, both, 3))]
+    words = [join("It reaches a ", found.split, " UAR of ", _ranged(uar, both, 3, name="95 % interval "))]
     if war is not None:
         words.append(join(" and a WAR of ", _ranged(war, found.interval("war"), 3)))
     words.append(join(f" on {len(found.classes)} classes. "))
     if chance and both:
         if both[0] > chance:
             times = both[0] / chance
-            words.append(
-                join(f"Guessing gives {chance:.3f}; even the lower end of the interval is {times:.1f} times that. ")
-            )
+            words.append(join(f"Guessing gives a UAR of {chance:.3f}; "))
+            words.append(join(f"even the lower end of the interval is {times:.1f} times that. "))
         else:
             words.append(join(f"The interval holds {chance:.3f}, what guessing gives: no skill has been shown. "))
     elif chance:
-        words.append(join(f"Guessing gives {chance:.3f}. "))
+        words.append(join(f"Guessing gives a UAR of {chance:.3f}. "))
     return words
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from mien.platform.charts import LETTER, dot, drawing, rule, scale, ticks, tidy, write
 
-FEW = 6  # distinct values up to which an axis shows each of them at an even step
-DECADES = 20.0  # largest over smallest value from which an axis is logarithmic
+FEW = 8  # distinct values up to which an axis shows each of them at an even step
+DECADES = 8.0  # largest over smallest value from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ def axis(values: Sequence[Any], bottom: float, top: float) -> tuple[Callable[[An
         return lambda value: place(value), [(place(tick), tidy(tick)) for tick in ticks(low, high, 5)]
     floor = bottom - 24 if low == 0 else bottom
     log = scale(math.log10(smallest), math.log10(high), floor, top)
-    powers = [10.0**p for p in range(math.ceil(math.log10(smallest)), math.floor(math.log10(high)) + 1)]
-    marks = [(log(math.log10(power)), tidy(power)) for power in (powers if len(powers) > 1 else [smallest, high])]
+    decades = range(math.floor(math.log10(smallest)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) < 4 else (1,)
+    rounds = [step * 10.0**decade for decade in decades for step in steps]
+    marks = [(log(math.log10(mark)), tidy(mark)) for mark in rounds if smallest <= mark <= high]
     return lambda value: log(math.log10(value)) if value > 0 else bottom, marks + [(bottom, "0")] * (low == 0)
 
 
@@ -83,13 +85,13 @@ def parallel(
     step = (width - left - 60) / max(len(axes), 1)
     values = [trial.value for trial in trials if trial.value is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    parts, columns = [], []
+    parts, columns, names = [], [], []
     for index, (key, name) in enumerate(axes):
         x = left + step * index
         place, marks = axis([trial.settings.get(key) for trial in trials], bottom, top)
         columns.append((x, key, place))
         parts += [rule(x, top - 8, x, bottom + 8, "axis"), write(x, top - 22, name, "name", "middle")]
-        parts += [write(x - 9, y + 4, words, "tick", "end") for y, words in marks]
+        names += [write(x - 9, y + 4, words, "tick halo", "end") for y, words in marks]
     last = left + step * len(axes)
     judge = scale(low, high, *((top, bottom) if lower_is_better else (bottom, top)))
     good = scale(low, high, *((100, 0) if lower_is_better else (0, 100)))
@@ -113,7 +115,7 @@ def parallel(
             start = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
             title = f"<title>{escape(tip)}</title>"
             parts.append(f'<path d="{start}{data}" class="{escape(css)}" style="{shade}">{title}</path>')
-    return drawing(width, height, f"every trial's settings and its {objective}", parts)
+    return drawing(width, height, f"every trial's settings and its {objective}", parts + names)
 
 
 def pareto(trials: Sequence[Trade]) -> list[Trade]:
@@ -132,11 +134,13 @@ def pareto(trials: Sequence[Trade]) -> list[Trade]:
     return sorted(best, key=lambda trial: (trial.error, trial.score))
 
 
-def _labels(trials: Sequence[Trade], places: Sequence[tuple[float, float]], span: tuple[float, float]) -> list[str]:
+def _labels(
+    trials: Sequence[Trade], best: Sequence[Trade], places: Sequence[tuple[float, float]], span: tuple[float, float]
+) -> list[str]:
     """Name points where the name hits no point and no other name; one that finds no room is left to its tool tip."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
     parts = []
-    for rank, (trial, (x, y)) in enumerate(zip(trials, places, strict=True)):
+    for trial, (x, y) in zip(trials, places, strict=True):
         long = LETTER * len(trial.name)
         for dx, dy, anchor in ((10, -7, "start"), (10, 15, "start"), (-10, -7, "end"), (-10, 15, "end")):
             start = x + dx - (long if anchor == "end" else 0)
@@ -144,7 +148,7 @@ def _labels(trials: Sequence[Trade], places: Sequence[tuple[float, float]], span
             hit = any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
             if not hit and span[0] <= box[0] and box[2] <= span[1]:
                 taken.append(box)
-                css = "name strong" if trial.winner else "name" if rank < FEW else "note"
+                css = "name strong halo" if trial.winner else "name halo" if trial in best else "note halo"
                 parts.append(write(x + dx, y + dy, trial.name, css, anchor))
                 break
     return parts
@@ -203,5 +207,5 @@ def front(trials: Sequence[Trade], label: str, error_name: str, score_name: str)
         parts.append(dot(x, y, 5, "accent" if trial in best else "hollow faint", tip))
         if trial.winner:
             parts.append(dot(x, y, 9, "ring", tip))
-    parts += _labels(ranked, places, (left, right + 8))
+    parts += _labels(ranked, best, places, (left, right + 8))
     return drawing(width, height, label, parts)
