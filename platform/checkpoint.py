@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 
 def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write `folder/step_<step>`, remove all but the newest `keep`, and return its path.
+    """Write `folder/step_<step>`, remove all others but the last `keep`, and return its path.
 
     `about` is plain data, kept as config.json. Raises StorageError, and leaves no part of a checkpoint, if it cannot be
     written.
@@ -66,12 +66,13 @@ def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapp
             (temporary / MARKER).write_text(json.dumps(files, indent=1), encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
-            if final.exists():  # of a run that had come this far and went on from before it
+            if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
             sync(folder)
-            for old in steps(folder)[:-keep]:
-                shutil.rmtree(old)
+            past = [path for path in steps(folder) if number(path) <= step]
+            for other in {*steps(folder)} - {*past[-keep:]}:  # later ones are of a run that went on from before them
+                shutil.rmtree(other)
     except (SafetensorError, RuntimeError) as error:  # how these two libraries say that a write failed
         shutil.rmtree(temporary, ignore_errors=True)
         code = errno.ENOSPC if needed > free_bytes(folder) else errno.EIO
@@ -98,7 +99,7 @@ def find(path: Path) -> Path:
 
     Raises CheckpointError when there is none.
     """
-    if NAME.fullmatch(path.name):
+    if (path / MARKER).exists():
         verify(path)
         return path
     found = newest(path / "checkpoints") or newest(path)
@@ -189,9 +190,12 @@ def verify(path: Path) -> None:
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first."""
-    return sorted(
-        (path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
-    )
+    return sorted((path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=number)
+
+
+def number(path: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(path.name.removeprefix("step_"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

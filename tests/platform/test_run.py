@@ -3,14 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from mien.platform import checkpoint
 from mien.platform.run import Run, RunError, config_hash, interruptible, records
 from mien.platform.storage import StorageError
 
@@ -72,16 +72,11 @@ def test_records_get_their_splits_name_and_what_is_not_finite_is_null(tmp_path: 
     assert b"train/loss" in events.read_bytes() and b"val/gap" not in events.read_bytes()
 
 
-def test_a_record_is_on_disk_when_the_program_is_killed_at_once(tmp_path: Path) -> None:
-    program = f"""
-import os, signal
-from pathlib import Path
-from mien.platform.run import Run
-Run(Path({str(tmp_path)!r})).log({{"step": 1, "loss": 2.0}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
-    assert records(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 2.0}]
+def test_a_record_is_in_the_file_at_once(tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        for step in (1, 2):
+            run.log({"step": step, "loss": 2.0})
+            assert len(records(tmp_path / "metrics.jsonl")) == step
 
 
 def test_resuming_forgets_what_came_after_and_a_line_cut_short(tmp_path: Path) -> None:
@@ -119,49 +114,40 @@ def test_a_full_disk_while_logging_is_a_clear_error(tmp_path: Path) -> None:
         Run(tmp_path).log({"step": 1, "loss": 1.0})
 
 
-STOPPED = """
-import signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from mien.platform import checkpoint
-from mien.platform.run import Run, interruptible
-run = Run(Path({folder!r}))
-if {saves}:
-    from test_checkpoint import trained
-    checkpoint.save(run.checkpoints, 5, *trained(), {{}})
-with interruptible(run, "python experiments/pretrain.py --output x", between_steps={between_steps}) as interrupt:
-    print("ready", flush=True)
-    while not interrupt.asked:
-        time.sleep(0.01)
-    checkpoint.save(run.checkpoints, 6, *trained(), {{}})
-    raise KeyboardInterrupt
-"""
+COMMAND = "python experiments/pretrain.py --output x"
 
 
-@pytest.mark.parametrize(
-    ("saves", "between_steps", "said"),
-    [
-        (True, False, "step_00000005; resume"),
-        (True, True, "step_00000006; resume"),
-        (False, False, "no checkpoint yet"),
-    ],
-)
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)  # the handler runs between two instructions
+
+
 def test_ctrl_c_says_where_the_state_is_and_how_to_go_on(
-    saves: bool, between_steps: bool, said: str, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = STOPPED.format(
-        tests=str(Path(__file__).parent), folder=str(tmp_path), saves=saves, between_steps=between_steps
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        os.kill(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said in stderr.splitlines()[-1]
-    assert stderr.endswith("resume with: python experiments/pretrain.py --output x\n")
-    assert "Traceback" not in stderr
+    run = Run(tmp_path)
+    for kept, said in ((None, "no checkpoint yet"), (run.checkpoints / "step_00000005", "step_00000005")):
+        monkeypatch.setattr(checkpoint, "newest", lambda folder, kept=kept: kept)
+        with pytest.raises(SystemExit) as caught, interruptible(run, COMMAND):
+            press_ctrl_c()
+        assert caught.value.code == 130
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert said in last and last.endswith(f"; resume with: {COMMAND}")
+
+
+def test_the_first_ctrl_c_waits_for_the_step_and_the_second_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+    with pytest.raises(SystemExit) as caught, interruptible(Run(tmp_path), COMMAND, between_steps=True) as interrupt:
+        assert not interrupt.asked
+        press_ctrl_c()
+        done.append(interrupt.asked)
+        press_ctrl_c()
+        done.append("not reached")
+    assert done == [True]
+    assert caught.value.code == 130
+    assert "finishing this step; Ctrl-C again stops at once" in capsys.readouterr().err
 
 
 def test_other_errors_pass_and_the_handler_is_put_back(tmp_path: Path) -> None:
