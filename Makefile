@@ -27,7 +27,7 @@ test: setup
 check: setup $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy models data_pipelines platform experiments mien.py
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml $(addprefix mien/,models data_pipelines platform experiments)
 
 format: setup $(VENV)/.tools
 	$(BIN)/ruff check --fix .
