@@ -58,7 +58,7 @@ def axis(values: Sequence[Any], bottom: float, top: float) -> tuple[Callable[[An
         return lambda value: place(distinct.index(value)), marks
     low, high = float(distinct[0]), float(distinct[-1])
     smallest = float(next((value for value in distinct if value > 0), 0))
-    if low < 0 or high / smallest < DECADES:
+    if low < 0 or high / smallest < (DECADES if low > 0 else 8 * DECADES):
         place = scale(low, high, bottom, top)
         return lambda value: place(value), [(place(tick), tidy(tick)) for tick in ticks(low, high, 5)]
     floor = bottom - 24 if low == 0 else bottom

@@ -154,7 +154,8 @@ def trial(rng: np.random.Generator, number: int, gaze: bool) -> dict:
     mean = {name: float(np.mean([fold[name] for fold in folds.values()])) for name in next(iter(folds.values()), {})}
     began = 1_772_355_600 + number * 61.0
     return {
-        "id": f"{rng.integers(2**32):08x}", "number": number, "params": params, "state": state, "folds": folds, "mean": mean,
+        "id": f"{rng.integers(2**32):08x}", "number": number, "params": params, "state": state,
+        "folds": folds, "mean": mean,
         "started": began, "ended": None if state == "running" else began + 24 * done + 3,
         "seconds": None if state == "running" else 24.0 * done + 3 + float(rng.uniform(0, 4)),
         "error": "NonFiniteError: the loss must be finite, but step 41 gave nan" if state == "failed" else None,
