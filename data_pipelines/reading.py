@@ -5,12 +5,10 @@ at the same positions. A clip that cannot be decoded is absent from its training
 evaluation it ends the run, after all the others were tried, with one error that lists them all.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -20,13 +18,11 @@ from mien.data_pipelines.augment import AugmentConfig, augment
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.sampling import SamplingConfig, pretrain_indices, stream, train_indices, view_indices
+from mien.data_pipelines.threads import in_order
 
 Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
 Batch = dict[str, np.ndarray]  # the same names, stacked
 Dropped = dict[str, Any]  # row, video, path, reason, position: one line of dropped.jsonl
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class ReadConfig(BaseModel, frozen=True, extra="forbid"):
@@ -36,6 +32,18 @@ class ReadConfig(BaseModel, frozen=True, extra="forbid"):
     augment: AugmentConfig = AugmentConfig()
     size: int = Field(160, ge=8, description="height and width of a clip, pixels")
     root: str = Field("", description="folder that the manifest's relative paths start from")
+
+
+def for_model(sampling: SamplingConfig, augment: AugmentConfig, *, frames: int, size: int, root: str) -> ReadConfig:
+    """Return how to read the clips that a model takes; its frames win over the default, and over nothing else."""
+    default = SamplingConfig.model_fields["frames"].default
+    if sampling.frames not in (default, frames):
+        raise ValueError(
+            f"a clip has as many frames as the model takes, {frames}, but sampling.frames is {sampling.frames}; "
+            "leave sampling.frames out"
+        )
+    sampling = sampling.model_copy(update={"frames": frames})
+    return ReadConfig(sampling=sampling, augment=augment, size=size, root=root)
 
 
 class EvaluationDecodeError(ValueError):
@@ -194,24 +202,3 @@ def load_manifest(manifest: Manifest, rows: Sequence[int] | np.ndarray, root: st
             return Encoded(str(path), (), images=False)
 
     return decode.pack(list(in_order(read, range(len(manifest)), threads, ahead=64)))
-
-
-def in_order(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int
-) -> Iterator[_Result]:
-    """Yield function(item) in the order of `items`, worked on by `threads` threads at most `ahead` items in advance.
-
-    OpenCV, decord and PyAV let other Python threads run while they decode.
-    """
-    if threads <= 1:
-        yield from map(function, items)
-        return
-    items = iter(items)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        running = deque(pool.submit(function, item) for item in islice(items, ahead))
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(function, item) for item in islice(items, 1))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

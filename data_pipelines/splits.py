@@ -95,13 +95,24 @@ def clip_level(manifest: Manifest, ratio: float, seed: int) -> Split:
     return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), np.empty(0, np.int64), "leaky", "clip")
 
 
+def fewer_labels(manifest: Manifest, rows: np.ndarray, ratio: float, seed: int) -> np.ndarray:
+    """Return a share of the manifest lines `rows`, ascending: so many of each class, at least one."""
+    labels = _labels(manifest)[rows]
+    rng = np.random.default_rng(seed)
+    kept = []
+    for label in np.unique(labels):
+        here = rows[labels == label]
+        kept.append(rng.permutation(here)[: max(round(ratio * len(here)), 1)])
+    return np.sort(np.concatenate(kept))
+
+
 def make_folds(manifest: Manifest, k: int, seed: int) -> Manifest:
     """Return the manifest with `k` folds of our own, each person in one of them and classes spread evenly."""
     groups, labels = _groups(manifest), _labels(manifest)
     members, counts = _counts(groups, labels)
     if not 2 <= k <= len(members):
         raise SplitError(
-            f"folds must be from 2 to {len(members)}, which is how many persons or files {manifest.name} has, but got {k}"
+            f"folds must be from 2 to {len(members)}, the persons or files of {manifest.name}, but got {k}"
         )
     share = counts.sum(axis=0) / k
     filled = np.zeros((k, counts.shape[1]))

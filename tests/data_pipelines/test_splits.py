@@ -12,6 +12,7 @@ from mien.data_pipelines.splits import (
     SplitConfig,
     SplitError,
     clip_level,
+    fewer_labels,
     folds,
     make_folds,
     shared_subjects,
@@ -159,3 +160,18 @@ def test_a_manifest_without_labels_is_split_too() -> None:
     found = split(manifest, None, SplitConfig())
     check_parts(manifest, found)
     assert len(found.val) == pytest.approx(36, abs=7)
+
+
+def test_fewer_labels_keep_the_share_of_every_class() -> None:
+    rows = [
+        {"video": f"{i}", "path": f"{i}.mp4", "dataset": "d", "label": i % 3, "frames": 9, "height": 8, "width": 8}
+        for i in range(90)
+    ]
+    manifest = build(rows, ("a", "b", "c"), "", "d")
+    kept = fewer_labels(manifest, np.arange(60), 0.1, seed=0)
+    labels = [row["label"] for row in manifest.take(kept).rows()]
+    assert sorted(labels) == [0, 0, 1, 1, 2, 2]
+    assert kept.max() < 60 and (np.diff(kept) > 0).all()
+    # A class is never left without a clip, and another seed draws others.
+    assert len(fewer_labels(manifest, np.arange(60), 0.001, seed=0)) == 3
+    assert fewer_labels(manifest, np.arange(60), 0.1, seed=1).tolist() != kept.tolist()

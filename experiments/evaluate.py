@@ -1,0 +1,150 @@
+"""Open the test clips, once, with what a study or a run chose on validation.
+
+    python experiments/evaluate.py output/study
+    python experiments/evaluate.py output/dfew_fold1
+
+Of a study, the winner's model of each fold predicts the clips that fold tests, so every clip is predicted by a model
+that has not seen its person (where subjects are known). Writes `test/predictions/test.parquet`, `test/scores.json` and
+`test/mistakes/` into the folder. A second call only prints what was found: choosing after looking at test is what
+this platform is there to prevent. `--again` evaluates anew and is counted in `test/opened.jsonl`.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from mien.data_pipelines import reading
+from mien.experiments.finetune import FinetuneConfig, Fold, device_here, load_run, summary, train_gaze, validate
+from mien.platform import pictures, predict, scores
+from mien.platform.config import ConfigError, parse, run_program
+from mien.platform.progress import progress
+from mien.platform.run import append, records
+from mien.platform.storage import storing, write_whole
+
+
+class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is evaluated."""
+
+    folder: str = Field("output/demo/study", description="folder of a study or a run; may be given as the first word")
+    mistakes: int = Field(12, description="most confident mistakes kept as strips of frames", ge=0)
+    seed: int = Field(0, description="seed of the bootstrap", ge=0)
+
+
+def runs_of(folder: Path) -> dict[str, Path]:
+    """Return the run folders to evaluate, by fold: a study's winner's, or the one run that the folder is."""
+    winner = folder / "winner.json"
+    if winner.is_file():
+        trial = json.loads(winner.read_text(encoding="utf-8"))["trial"]
+        places = sorted((folder / "trials" / trial).glob("*fold_*"), key=lambda place: (len(place.name), place.name))
+        return {place.name.replace("fold_", ""): place for place in places}
+    if (folder / "scores.json").is_file():
+        return {"1": folder}
+    raise ConfigError(
+        f"expected the folder of a finished study (winner.json) or fine-tuning run (scores.json), but {folder} holds "
+        "neither; give the folder that --output named, after its program has ended"
+    )
+
+
+def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    """Predict and score the test clips of every fold; return what scores.json holds."""
+    parts, by_fold, mistakes = [], {}, []
+    gazes: list[np.ndarray] = []
+    runs = runs_of(folder)
+    protocol, classes = "", tuple[str, ...]()
+    with progress("evaluating", total=len(runs), unit="folds") as bar:
+        for name, place in runs.items():
+            settings, fold, task = load_run(place)
+            if len(fold.split.test) == 0:
+                raise ConfigError(f"{place}: its manifest has no test clips for fold {settings.data.fold}")
+            videos, found = validate(task.to(device_here()), settings, fold, fold.split.test, None, config.seed)
+            by_fold[name] = found
+            parts.append(videos.append_column("fold", pa.array([name] * len(videos))))
+            gazes += [] if (gaze := train_gaze(fold)) is None else [gaze]
+            mistakes += wrong(videos, fold, settings)
+            protocol, classes = fold.split.protocol, fold.manifest.classes
+            bar.advance()
+    pooled = pa.concat_tables(parts)
+    result = {
+        "folds": by_fold,
+        "total": scores.fold_summary(list(by_fold.values())),
+        "pooled": scores.scores(pooled, classes, config.seed, train_gaze=np.concatenate(gazes) if gazes else None),
+        "protocol": protocol,
+        "classes": list(classes),
+    }
+    output = folder / "test"
+    predict.write(pooled, output / "predictions" / "test.parquet")
+    keep_mistakes(mistakes, config.mistakes, output / "mistakes")
+    write_whole(output / "scores.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def wrong(videos: pa.Table, fold: Fold, settings: FinetuneConfig) -> list[dict[str, Any]]:
+    """Return the clips whose class was taken for another, with all that is needed to draw them."""
+    if "probabilities" not in videos.column_names:
+        return []
+    probabilities = scores.matrix(videos["probabilities"])
+    found = []
+    for video, row, label, shares in zip(
+        videos["video"].to_pylist(), videos["row"].to_pylist(), videos["label"].to_pylist(), probabilities, strict=True
+    ):
+        answer = int(shares.argmax())
+        if label is not None and answer != label:
+            names = fold.manifest.classes
+            found.append(
+                {
+                    "video": video,
+                    "truth": names[label],
+                    "predicted": names[answer],
+                    "confidence": float(shares[answer]),
+                    "clip": (fold, row),
+                }
+            )
+    return found
+
+
+def keep_mistakes(mistakes: list[dict[str, Any]], most: int, folder: Path) -> None:
+    """Write the most confident mistakes as strips of frames, and mistakes.json that lists them."""
+    mistakes = sorted(mistakes, key=lambda mistake: -mistake["confidence"])[:most]
+    lines = []
+    for number, mistake in enumerate(mistakes):
+        fold, row = mistake.pop("clip")
+        clip = reading.read_views(fold.manifest.row(row), row, fold.read)[0]["clip"]
+        file = f"{number:03d}.jpg"
+        with storing(folder):
+            pictures.save(folder / file, pictures.strip(clip))
+        lines.append(mistake | {"file": file})
+    write_whole(folder / "mistakes.json", json.dumps(lines, indent=1) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the command line, evaluate unless that was done, and print the scores."""
+    folder_first = [f"folder={argv[0]}"] if argv and "=" not in argv[0] and not argv[0].startswith("-") else []
+    call = parse(
+        EvaluateConfig,
+        [*folder_first, *argv[len(folder_first) :]],
+        __doc__,
+        flags={"again": "evaluate once more, though the test clips were opened before; this is counted"},
+    )
+    folder = Path(call.config.folder)
+    if call.dry_run:
+        print("\n".join(f"would evaluate {place} on its test clips" for place in runs_of(folder).values()))
+        return
+    done = folder / "test" / "scores.json"
+    if done.is_file() and "again" not in call.flags:
+        times = records(folder / "test" / "opened.jsonl")
+        print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
+        result = json.loads(done.read_text(encoding="utf-8"))
+    else:
+        result = evaluate(call.config, folder)
+        append(folder / "test" / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+    print(summary(result["pooled"], title=f"test, {len(result['folds'])} fold(s), protocol {result['protocol']}"))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,290 @@
+"""Fine-tune a pretrained encoder for expression, gaze or both on one fold, and score it on validation.
+
+    python experiments/finetune.py --config experiments/configs/finetune_dfew.yaml --output output/dfew_fold1 \\
+        data.manifest=output/dfew/manifest.parquet data.fold=1 pretrained=output/pretrain
+
+The backbone and its sizes come from the checkpoint. Validation is taken out of train; the test clips stay closed until
+`evaluate.py` opens them. The run folder gets `predictions/val.parquet` and `scores.json` at the end.
+The same functions judge a trial of a study (`tune_dfew.py`), with clips that all trials share.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter
+from torch import Tensor
+
+from mien.data_pipelines import mixing, reading, splits
+from mien.data_pipelines.augment import AugmentConfig
+from mien.data_pipelines.decode import Packed
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.mixing import MixingConfig
+from mien.data_pipelines.reading import ReadConfig
+from mien.data_pipelines.sampling import SamplingConfig
+from mien.data_pipelines.splits import Split, SplitConfig
+from mien.models import published, tasks
+from mien.models.backbone import BackboneConfig, FeatureTask, load_backbone
+from mien.models.combined import CombinedConfig
+from mien.models.expression import ExpressionConfig
+from mien.models.gaze import GazeConfig
+from mien.models.patches import TubesConfig
+from mien.platform import checkpoint, predict, scores
+from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
+from mien.platform.loop import LoopConfig
+from mien.platform.optim import OptimConfig
+from mien.platform.progress import table
+from mien.platform.run import Run, interruptible
+from mien.platform.sizes import sizes
+from mien.platform.storage import write_whole
+from mien.platform.training import run_training
+
+LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which clips, and how they are read."""
+
+    manifest: str = Field("output/dfew/manifest.parquet", description="manifest made by prepare.py")
+    root: str | None = Field(None, description="folder of the clips, where it has moved since prepare.py")
+    fold: int | None = Field(1, description="fold to be tested; null: the manifest's own train and test parts", ge=1)
+    split: SplitConfig = SplitConfig()
+    label_ratio: float = Field(1.0, description="share of the training clips that is used, drawn by class", gt=0, le=1)
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig(kind="finetune")
+    mixing: MixingConfig = MixingConfig()
+    threads: int = Field(1, description="threads that decode beside the training step, without Ray Data", ge=1)
+
+
+class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """One fine-tuning run."""
+
+    data: DataConfig = DataConfig()
+    pretrained: str | None = Field(
+        None, description="run folder or checkpoint of a pretraining, or a published .pth file; null: from scratch"
+    )
+    pretrained_norm: bool = Field(
+        False, description="start the pooled norm from the autoencoder's; published: a new one"
+    )
+    drop_path: float = Field(0.1, description="stochastic depth of the last block while fine-tuning", ge=0, lt=1)
+    task: LabelledTask = Field(CombinedConfig(), description="what is learned; the number of classes is the manifest's")
+    optim: OptimConfig = OptimConfig(layer_decay=0.75)
+    loop: LoopConfig = LoopConfig()
+    evaluate_ema: bool = Field(False, description="evaluate the moving average of the weights (loop.ema_decay)")
+
+
+class Fold(NamedTuple):
+    """The clips of one run."""
+
+    manifest: Manifest
+    split: Split
+    read: ReadConfig
+
+
+def open_fold(config: FinetuneConfig, tubes: TubesConfig) -> Fold:
+    """Read the manifest and split it; a clip's frames and size are the backbone's."""
+    manifest = Manifest.read(config.data.manifest, config.data.root)
+    split = splits.split(manifest, config.data.fold, config.data.split)
+    if config.data.label_ratio < 1:
+        kept = splits.fewer_labels(manifest, split.train, config.data.label_ratio, config.data.split.seed)
+        split = replace(split, train=kept)
+    augment = config.data.augment if config.task.name == "expression" else config.data.augment.for_gaze()
+    read = reading.for_model(config.data.sampling, augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
+    return Fold(manifest, split, read)
+
+
+def completed(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the config with the backbone of the checkpoint, if there is one, and stochastic depth of fine-tuning."""
+    backbone = config.task.backbone
+    if config.pretrained is not None:
+        saved = pretrained_backbone(config.pretrained)
+        if backbone not in (saved, BackboneConfig()) and backbone.encoder.name != saved.encoder.name:
+            raise ConfigError(
+                f"task.backbone comes from the checkpoint {config.pretrained} ({saved.encoder.name}), but the settings "
+                f"ask for {backbone.encoder.name}; leave task.backbone out, or pretrain that encoder first"
+            )
+        backbone = saved
+    encoder = backbone.encoder.model_copy(update={"drop_path": config.drop_path})
+    return with_task(config, backbone=backbone.model_copy(update={"encoder": encoder}))
+
+
+def with_classes(config: FinetuneConfig, classes: Sequence[str]) -> FinetuneConfig:
+    """Return the config for as many classes as the manifest names."""
+    if config.task.name == "gaze":
+        return config
+    if not classes:
+        raise ConfigError(f"task {config.task.name} needs classes, but {config.data.manifest} names none")
+    return with_task(config, num_classes=len(classes))
+
+
+def with_task(config: FinetuneConfig, **known: Any) -> FinetuneConfig:
+    """Return the config with fields of its task replaced, and checked again."""
+    task = config.task.model_copy(update=known)
+    return config.model_copy(update={"task": type(task).model_validate(task.model_dump())})
+
+
+def is_published(path: str) -> bool:
+    """Whether a checkpoint is a file in the published format, and not one of our folders."""
+    return Path(path).is_file()
+
+
+def pretrained_backbone(path: str) -> BackboneConfig:
+    """Return the backbone's config of one of our checkpoints or of a published file."""
+    if is_published(path):
+        return published.describe(published.read_state(path)).backbone
+    about = checkpoint.about(Path(path))
+    return rebuild(BackboneConfig, about["task"]["backbone"])
+
+
+def make_task(config: FinetuneConfig) -> FeatureTask:
+    """Build the task of a completed config, its backbone from the pretrained weights; print what was loaded."""
+    torch.manual_seed(config.loop.seed)
+    task = tasks.build(config.task)
+    assert isinstance(task, FeatureTask)
+    if config.pretrained is None:
+        return task
+    if is_published(config.pretrained):
+        report = published.load(published.read_state(config.pretrained), task)
+    else:
+        state = checkpoint.weights(Path(config.pretrained))
+        report = load_backbone(task, state, "pretrained" if config.pretrained_norm else "new")
+    print(f"{config.pretrained}: {report}")
+    return task
+
+
+def device_here() -> torch.device:
+    """Return the device a run in this process uses."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_batches(
+    config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Packed | None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield mixed batches from a step on; unreadable clips go to dropped.jsonl and may not become too many."""
+    stream = reading.local_batches(
+        fold.manifest,
+        fold.split.train,
+        config.loop.batch_size,
+        config.loop.seed,
+        fold.read,
+        start_step=start_step,
+        threads=config.data.threads,
+        sources=sources,
+    )
+    mix = config.task.name == "expression" or (config.task.name == "combined" and config.task.gaze_weight == 0)
+    for step, (arrays, dropped) in enumerate(stream, start=start_step):
+        for record in dropped:
+            run.dropped(record)
+        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        yield mixing.mix(batch, config.loop.seed + step, config.data.mixing) if mix else batch
+
+
+def validate(
+    task: FeatureTask, config: FinetuneConfig, fold: Fold, rows: np.ndarray, sources: Packed | None, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """Predict manifest lines and score them; return (one row a video, scores)."""
+    batches = reading.local_views(
+        fold.manifest, rows, config.loop.batch_size, fold.read, threads=config.data.threads, sources=sources
+    )
+    views = predict.predict(task, batches, device_here(), config.loop.precision)
+    videos = predict.merge(views, fold.manifest.table, rows)
+    found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=train_gaze(fold))
+    return videos, found | {"protocol": fold.split.protocol, "fingerprint": fold.manifest.fingerprint()}
+
+
+def train_gaze(fold: Fold) -> np.ndarray | None:
+    """Return the known gaze of the training clips, (n, 2) radians, or None."""
+    angles = scores.columns(fold.manifest.table.take(fold.split.train), "pitch", "yaw")
+    angles = angles[np.isfinite(angles).all(1)]
+    return angles if len(angles) else None
+
+
+def finetune(config: FinetuneConfig, output: Path, sources: Packed | None = None) -> dict[str, Any]:
+    """Train on one fold and score its validation clips; a folder that is finished only gives its scores back."""
+    run = Run.start(output, plain(config), seed=config.loop.seed)
+    record = output / "scores.json"
+    if record.is_file():
+        return json.loads(record.read_text(encoding="utf-8"))
+    config = completed(config)
+    fold = open_fold(config, config.task.backbone.tubes)
+    config = with_classes(config, fold.manifest.classes)
+    with run, interruptible(run):
+        task = make_task(config).to(device_here())
+        about = {
+            "task": plain(config.task),
+            "classes": fold.manifest.classes,
+            "fingerprint": fold.manifest.fingerprint(),
+            "fold": config.data.fold,
+            "protocol": fold.split.protocol,
+        }
+        run_training(
+            task,
+            lambda start_step: training_batches(config, fold, run, start_step, sources),
+            config.optim,
+            config.loop,
+            run,
+            num_clips=len(fold.split.train),
+            about=about,
+        )
+        videos, found = validate(task, config, fold, fold.split.val, sources, config.loop.seed)
+        predict.write(videos, output / "predictions" / "val.parquet")
+        numbers = {name: found[name] for name in scores.NAMES if name in found}
+        run.log({"step": config.loop.total_steps(len(fold.split.train)), **numbers}, split="val")
+    write_whole(record, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
+    """Return the config, the clips and the trained task of a finished run folder."""
+    config = rebuild(FinetuneConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    # What the model is, and which classes it knows, stands in the checkpoint: the pretrained file may be gone.
+    about = checkpoint.about(folder)
+    config = config.model_copy(update={"task": TypeAdapter(LabelledTask).validate_python(about["task"])})
+    fold = open_fold(config, config.task.backbone.tubes)
+    if list(fold.manifest.classes) != about["classes"] or fold.manifest.fingerprint() != about["fingerprint"]:
+        raise ConfigError(
+            f"{folder} was trained on a manifest with fingerprint {about['fingerprint']}, but {config.data.manifest} "
+            f"has {fold.manifest.fingerprint()} now; its folds may hold other clips: prepare it as it was, or train anew"
+        )
+    task = tasks.build(config.task)
+    assert isinstance(task, FeatureTask)
+    task.load_state_dict(checkpoint.weights(folder, ema=config.evaluate_ema), strict=True)
+    return config, fold, task
+
+
+def summary(found: dict[str, Any], title: str = "validation") -> str:
+    """Return scores as lines for a person."""
+    lines = [f"{title}: {found['num_clips']:,} clips, {found.get('num_subjects', 'unknown')} subjects"]
+    for name, words in (("uar", "UAR"), ("war", "WAR"), ("angular_error_deg", "gaze error")):
+        if name in found:
+            low, high = found["intervals"][name]
+            unit = " deg" if name.endswith("deg") else ""
+            lines.append(f"  {words:<10} {found[name]:.3f}{unit}  (95 % interval {low:.3f} to {high:.3f})")
+    if "constant_error_deg" in found:
+        lines.append(f"  {'constant':<10} {found['constant_error_deg']:.3f} deg: always the mean gaze of train")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the command line and fine-tune."""
+    call = parse(FinetuneConfig, argv, __doc__)
+    if call.dry_run:
+        config = completed(call.config)
+        tubes = config.task.backbone.tubes
+        fold = open_fold(config, tubes)
+        config = with_classes(config, fold.manifest.classes)
+        print(dump(config))
+        clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
+        found = sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop)
+        table([{"size": name, "value": value} for name, value in found.items()])
+        return
+    print(summary(finetune(call.config, call.output or Path("output/finetune"))))
+
+
+if __name__ == "__main__":
+    run_program(main)
