@@ -7,17 +7,18 @@ The folder is what another program's --output named: a study, a fine-tuning or a
 holds a study as `study/`. The page opens from disk with no network. What a folder does not hold, the page says.
 """
 
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines.manifest import Manifest, ManifestError
 from mien.platform import report_costs, report_data, report_results, report_runs, report_search, report_verdict
-from mien.platform.config import parse
-from mien.platform.pages import Html, Section, page, paragraph
-from mien.platform.records import RecordsError, Run, Study, flat, read
-from mien.platform.storage import write_whole
+from mien.platform.config import parse, run_program
+from mien.platform.pages import Html, Section, gathered, page, paragraph
+from mien.platform.records import Run, Study, flat, read, read_run
+from mien.platform.storage import storing, write_whole
 
 
 class ReportConfig(BaseModel, frozen=True, extra="forbid"):
@@ -31,58 +32,58 @@ class ReportConfig(BaseModel, frozen=True, extra="forbid"):
 def report(folder: Path) -> str:
     """Return the page on a study's or a run's folder; RecordsError if it holds neither."""
     records = read(folder)
-    return study_page(records) if isinstance(records, Study) else run_page(records)
+    if isinstance(records, Study):
+        return study_page(records)
+    return run_page(records, read_run(folder / "test") if (folder / "test").is_dir() else None)
 
 
 def study_page(study: Study) -> str:
     """Return the page on a search: what was found, how it was searched, how it came about."""
     problems = list(study.problems)
     name = study.folder.parent.name if study.folder.name == "study" else study.folder.name
-    found = report_verdict.outcome(study.test.scores if study.test else None, "test", study.config)
-    winner = study.winning_trial()
-    alpha = report_search.alpha_of(winner) if winner else None
-    runs = {f"fold {fold}": run for fold, run in study.folds.items()}
-    runs |= {"pretraining": study.pretraining} if study.pretraining else {}
-    runs |= {"test": study.test} if study.test else {}
-    configs = {"the study": study.config} | {name: run.config for name, run in runs.items() if "fold" not in name}
-    environments = {"study": study.environment} | {
-        name: run.environment for name, run in runs.items() if "fold" not in name
-    }
+    found = report_verdict.outcome(study.test, "test", study.config)
+    stages = {"pretraining": study.pretraining, "test": study.test}
+    stages = {stage: run for stage, run in stages.items() if run}
+    runs = {f"fold {fold}": run for fold, run in study.folds.items()} | stages
+    configs = {"the study": study.config} | {stage: run.config for stage, run in stages.items()}
+    places = {"study": study.environment} | {stage: run.environment for stage, run in stages.items()}
+    unopened = "The test has not been opened yet: evaluate.py does that, once, with the winner."
     sections = [
-        report_results.result(
-            found, "Test", "The test has not been opened yet: evaluate.py does that, once, with the winner."
-        ),
-        report_data.data(clips(study.folder, configs), runs, study.folds, found.folds if found else {}),
+        report_results.result(found, "Test", unopened),
+        report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, found.folds if found else {}),
         report_search.trials(study),
         report_search.settings(study),
         report_search.alpha_front(study),
         report_results.folds(found, study.folds),
         report_results.confusions(found),
-        report_results.mistakes(study.mistakes, study.folder / "test" / "mistakes", problems),
+        report_results.mistakes(study.test, problems),
         report_runs.curves(study.pretraining, study.folds),
         report_runs.reconstructions(study.pretraining, problems),
         report_costs.cost(study),
-        report_costs.environment(environments, configs),
+        report_costs.environment(places, configs),
     ]
-    lead = report_verdict.verdict(found, report_verdict.study_subject(study, alpha), report_verdict.UNOPENED)
-    eyebrow = f"A study by mien: {len(study.trials)} trials, {len(study.folds)} folds"
-    return page(name, eyebrow, [*lead, *complaints(problems)], sections)
+    subject = report_verdict.study_subject(study, tested=found is not None)
+    lead = report_verdict.verdict(found, subject, report_verdict.UNOPENED)
+    eyebrow = f"A study by mien, {len(study.trials)} trials"
+    return page(name, eyebrow, [*lead, *complaints(problems)], gathered(sections))
 
 
-def run_page(run: Run) -> str:
+def run_page(run: Run, test: Run | None) -> str:
     """Return the shorter page on one run: its scores if it has any, its curves, its pictures, its cost."""
-    problems = list(run.problems)
-    found = report_verdict.outcome(run.scores, "validation", run.config)
+    problems = list(run.problems) + (test.problems if test else [])
+    found = report_verdict.outcome(test, "test", run.config) or report_verdict.outcome(run, "validation", run.config)
     sections: list[Section] = []
     if found:
-        sections += [report_results.result(found, "Scores", ""), report_results.confusions(found)]
-    sections.append(report_data.data(clips(run.folder, {"run": run.config}), {"this run": run}, {}, {}))
+        sections = [report_results.result(found, found.split.capitalize(), ""), report_results.confusions(found)]
+    if test:
+        sections.append(report_results.mistakes(test, problems))
+    sections.append(report_data.data(clips(run.folder, [run.config]), {"this run": run}, {}, {}))
     sections.append(report_runs.curves(None, {}, alone=run))
     sections += [report_runs.reconstructions(run, problems)] if run.pictures or not found else []
     sections.append(report_costs.cost(None, alone=run))
     sections.append(report_costs.environment({"run": run.environment}, {"the run": run.config}))
     lead = report_verdict.run_verdict(run, found)
-    return page(run.folder.resolve().name, "A run by mien", [*lead, *complaints(problems)], sections)
+    return page(run.folder.resolve().name, "A run by mien", [*lead, *complaints(problems)], gathered(sections))
 
 
 def complaints(problems: list[str]) -> list[Html]:
@@ -90,9 +91,9 @@ def complaints(problems: list[str]) -> list[Html]:
     return [paragraph("Not everything could be read: ", "; ".join(problems), ".", css="alert")] if problems else []
 
 
-def clips(folder: Path, configs: dict[str, dict]) -> list[report_data.Clips]:
+def clips(folder: Path, configs: Sequence[Mapping[str, Any]]) -> list[report_data.Clips]:
     """Return the numbers of every manifest that the settings name and that can be read, also if all was moved."""
-    named = [Path(value) for config in configs.values() for _, value in flat(config) if str(value).endswith(".parquet")]
+    named = [Path(value) for config in configs for _, value in flat(config) if str(value).endswith(".parquet")]
     found: dict[str, report_data.Clips] = {}
     for path in named:
         places = [path, *(folder.parent.joinpath(*path.parts[index:]) for index in range(1, len(path.parts)))]
@@ -133,25 +134,21 @@ def numbers(manifest: Manifest) -> report_data.Clips:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Write the report and print where it is; return the exit code."""
-    positional = argv[:1] if argv and not argv[0].startswith("-") and "=" not in argv[0] else []
-    call = parse(ReportConfig, [f"folder={word}" for word in positional] + argv[len(positional) :], __doc__)
+def main(argv: Sequence[str]) -> None:
+    """Write the report and print where it is."""
+    folder_first = [f"folder={argv[0]}"] if argv and "=" not in argv[0] and not argv[0].startswith("-") else []
+    call = parse(ReportConfig, [*folder_first, *argv[len(folder_first) :]], __doc__)
     folder = Path(call.config.folder)
-    if call.dry_run:
-        print(f"would report on {folder}")
-        return 0
-    try:
-        html = report(folder)
-    except RecordsError as error:
-        print(error, file=sys.stderr)
-        return 2
     output = call.output or folder / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if call.dry_run:
+        print(f"would write {output} from the records in {folder}")
+        return
+    html = report(folder)
+    with storing(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, html)
     print(f"{output} ({len(html.encode()) / 2**20:.1f} MiB)")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

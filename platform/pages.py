@@ -29,6 +29,16 @@ class Section:
     parts: tuple[Html, ...]
 
 
+def gathered(sections: Sequence[Section]) -> list[Section]:
+    """Return the sections with those that only say what is missing drawn together into one at the end."""
+    empty = [section for section in sections if all(part.startswith('<p class="missing">') for part in section.parts)]
+    if not empty:
+        return list(sections)
+    lines = Html("".join(f"<dt>{escape(section.title)}</dt><dd>{''.join(section.parts)}</dd>" for section in empty))
+    last = Section("Not in this report", (join(Html("<dl>"), lines, Html("</dl>")),))
+    return [section for section in sections if section not in empty] + [last]
+
+
 def markup(value: object) -> Html:
     """Return the value as markup: `Html` as it is, everything else escaped."""
     return value if isinstance(value, Html) else Html(escape(str(value)))

@@ -27,7 +27,7 @@ class RecordsError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """The records of one run: pretraining, or fine-tuning on one split."""
+    """The records of one run: pretraining, fine-tuning on one split, or a test."""
 
     folder: Path
     config: Record
@@ -36,6 +36,8 @@ class Run:
     dropped: list[Record]
     scores: Record | None
     pictures: list[Path]
+    mistakes: list[Record]
+    openings: int  # how often the test clips were looked at, if this is a test
     problems: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> tuple[list[float], list[float]]:
@@ -72,7 +74,6 @@ class Study:
     winner: Record | None
     folds: dict[str, Run]
     test: Run | None
-    mistakes: list[Record]
     pretraining: Run | None
     problems: list[str] = field(default_factory=list)
 
@@ -168,6 +169,7 @@ def read_run(folder: Path) -> Run:
     """Return a run folder's records."""
     problems: list[str] = []
     scores = _json(folder / "scores.json", problems)
+    mistakes = _json(folder / "mistakes" / "mistakes.json", problems)
     return Run(
         folder=folder,
         config=_yaml(folder / "config.yaml", problems),
@@ -176,6 +178,8 @@ def read_run(folder: Path) -> Run:
         dropped=_lines(folder / "dropped.jsonl", problems),
         scores=scores if isinstance(scores, dict) else None,
         pictures=sorted(folder.glob("reconstructions/step_*.png"), key=lambda path: (len(path.name), path.name)),
+        mistakes=[one for one in mistakes if isinstance(one, dict)] if isinstance(mistakes, list) else [],
+        openings=len(_lines(folder / "opened.jsonl", problems)),
         problems=problems,
     )
 
@@ -197,8 +201,6 @@ def read_study(folder: Path) -> Study:
         )
         folds = {place.name.replace("fold_", ""): read_run(place) for place in places if place.is_dir()}
     test = read_run(folder / "test") if (folder / "test").is_dir() else None
-    mistakes = _json(folder / "test" / "mistakes" / "mistakes.json", problems)
-    mistakes = [one for one in mistakes if isinstance(one, dict)] if isinstance(mistakes, list) else []
     pretrained = find(config, "pretrained")
     source = run_of(Path(str(pretrained)), folder) if pretrained else None
     study = Study(
@@ -209,7 +211,6 @@ def read_study(folder: Path) -> Study:
         winner=winner,
         folds=folds,
         test=test,
-        mistakes=mistakes,
         pretraining=read_run(source) if source else None,
         problems=problems,
     )

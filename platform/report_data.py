@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mien.platform.pages import Html, Section, missing, pair, paragraph, table
-from mien.platform.records import Record, Run
+from mien.platform.records import Record, Run, find
 
 SHOWN_DROPPED = 8
 
@@ -78,7 +78,10 @@ def _fold_sizes(sources: Sequence[Clips], folds: Mapping[str, Run], tests: Mappi
     rows = []
     for name, size in sizes.items():
         tested = tests.get(name, {}).get("num_clips")
-        learnt = labelled[0] - size - tested if len(labelled) == 1 and size and tested else None
+        config = folds[name].config
+        learnt = None
+        if len(labelled) == 1 and size and tested and find(config, "label_ratio") in (None, 1):
+            learnt = labelled[0] - tested - (0 if find(config, "protocol") == "paper" else size)
         rows.append([f"Fold {name}", *(None if n is None else f"{n:,}" for n in (learnt, size, tested))])
     if not any(sizes.values()):
         return []
@@ -96,7 +99,7 @@ def _left_out(sources: Sequence[Clips], runs: Mapping[str, Run]) -> list[Html]:
     ]
     parts = [paragraph(note, css="alert") for source in sources for note in source.notes]
     if not rejected and not dropped:
-        return [*parts, paragraph("Nothing was dropped: every clip that was asked for could be read.")]
+        return [*parts, paragraph("No clip was dropped in any run that this report has seen.")]
     both = [*rejected, *dropped]
     counts = Counter(where for where, _, _ in both)
     words = ", ".join(f"{number:,} in {where}" for where, number in counts.items())

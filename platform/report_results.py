@@ -1,6 +1,6 @@
 """The sections of a report that show what was found: the test with its intervals, folds, confusions, mistakes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,18 @@ def result(found: Outcome | None, title: str, absent: str) -> Section:
             low, high = found.interval(name) or (None, None)
             rows.append(Interval(words, found.scores.get(name), low, high, strong=name == "uar"))
         whom = "subjects" if found.scores.get("num_subjects") else "clips"
-        caption = f"Each dot is a score over {found.over}, each band its 95 % bootstrap interval over {whom}. "
+        caption = (
+            f"Each dot is a score over all {found.split} clips, each band its 95 % bootstrap interval over {whom}. "
+        )
         caption += "UAR is the mean of the classes' recalls, WAR the share of clips that are right. "
         matrix = np.asarray(found.scores.get("confusion") or [[0]], dtype=float)
         if matrix.sum():
             caption += (
                 f"Always naming the most common class would give a WAR of {matrix.sum(1).max() / matrix.sum():.3f}."
             )
+        if len(found.folds) > 1 and "uar" in found.mean and "war" in found.mean:
+            caption += f" The mean over folds, as published totals are made: UAR {found.mean['uar']:.3f}, "
+            caption += f"WAR {found.mean['war']:.3f}."
         chance = (found.chance, "chance UAR") if found.chance else None
         parts.append(figure(intervals(rows, "scores with intervals", reference=chance), caption, "Classes"))
     else:
@@ -45,7 +50,7 @@ def result(found: Outcome | None, title: str, absent: str) -> Section:
         reference = (constant, "constant") if constant else None
         drawing = intervals(rows, "angular error in degrees", None, reference, "warm", 1)
         caption = "Mean angle between the true and the predicted direction, in degrees; low is good. "
-        caption += "The dashed line is the error of always answering the mean direction." if constant else ""
+        caption += f"The dashed line is the error of always answering {found.constant}." if constant else ""
         parts.append(figure(drawing, caption, "Gaze"))
     else:
         parts.append(missing("No gaze labels in this study."))
@@ -132,7 +137,7 @@ def confusions(found: Outcome | None) -> Section:
         confusion(matrix, found.classes),
         "Rows are the truth, columns the answer. Numbers are clips, shades the share of the row: a strong diagonal is "
         "good whatever the sizes of the classes.",
-        f"All {found.split} clips" if "together" in found.over or len(found.folds) < 2 else "All folds' clips",
+        f"All {found.split} clips",
     )
     rows: list[tuple[str, float | None, str]] = []
     for name, row, right in zip(found.classes, counts, np.diag(counts), strict=True):
@@ -147,15 +152,15 @@ def confusions(found: Outcome | None) -> Section:
     return Section("Confusions", (pair(left, right_figure),))
 
 
-def mistakes(records: Sequence[Record], folder: Path, problems: list[str]) -> Section:
+def mistakes(test: Run | None, problems: list[str]) -> Section:
     """Return the most confident mistakes as strips of frames; a picture that is missing is noted in `problems`."""
-    if not records:
+    if test is None or not test.mistakes:
         return Section(
             "Mistakes", (missing("No mistakes were kept: evaluate.py leaves them beside the test's scores."),)
         )
     shots = []
-    for one in sorted(records, key=lambda record: -(record.get("confidence") or 0))[:MOST_MISTAKES]:
-        path = folder / Path(str(one.get("file", ""))).name
+    for one in sorted(test.mistakes, key=lambda record: -(record.get("confidence") or 0))[:MOST_MISTAKES]:
+        path = test.folder / "mistakes" / Path(str(one.get("file", ""))).name
         words = join(
             strong(one.get("predicted")),
             f" with {100 * (one.get('confidence') or 0):.1f} % confidence; truth: ",

@@ -14,7 +14,7 @@ SHEET_BYTES = 700_000
 def _curve(run: Run, name: str, words: str, caption: str, colour: str = "s0") -> list[Html]:
     """Return one run's line of one name, or nothing if it has none."""
     steps, values = run.values(name)
-    if not any(math.isfinite(value) for value in values):
+    if sum(math.isfinite(value) for value in values) < 2:
         return []
     return [figure(lines([Series(words, steps, values)], words, colours=[colour]), caption, words)]
 
@@ -22,7 +22,7 @@ def _curve(run: Run, name: str, words: str, caption: str, colour: str = "s0") ->
 def _fold_curves(folds: Mapping[str, Run], name: str, words: str, caption: str) -> list[Html]:
     """Return a line a fold of one name, or nothing if no fold has it."""
     series = [Series(f"fold {fold}", *run.values(name)) for fold, run in folds.items()]
-    series = [one for one in series if any(math.isfinite(value) for value in one.y)]
+    series = [one for one in series if sum(math.isfinite(value) for value in one.y) > 1]
     return [figure(lines(series, words), caption, words)] if series else []
 
 
@@ -41,7 +41,10 @@ def curves(pretraining: Run | None, folds: Mapping[str, Run], alone: Run | None 
             drawn += _curve(
                 alone, name, words, "A part of the training loss." if "loss" in name else "After each validation."
             )
-        return Section(title, (pair(*drawn),) if drawn else (missing("No step has been recorded yet."),))
+        return Section(
+            title,
+            (pair(*drawn),) if drawn else (missing("Fewer than two steps with a finite loss have been recorded."),),
+        )
     if pretraining:
         drawn = _curve(
             pretraining, "loss", "Pretraining loss", "Mean of neighbouring steps; the band spans lowest to highest."

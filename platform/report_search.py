@@ -9,7 +9,7 @@ from mien.platform.records import Record, Study, find, spread
 from mien.platform.search_charts import Line, Trade, front, is_number, parallel
 
 LOWER_IS_BETTER = ("angular_error_deg", "loss")
-WORDS = {"uar": "UAR", "war": "WAR", "angular_error_deg": "gaze error °"}
+WORDS = {"uar": "UAR", "war": "WAR", "angular_error_deg": "gaze error in °"}
 SHOWN = 30  # rows of the trial table before the rest is folded away
 MOST_AXES = 8
 
@@ -131,7 +131,8 @@ def settings(study: Study) -> Section:
     keys = varied(study.trials)[:MOST_AXES]
     judged = [trial for trial in study.trials if mean_of(trial, metric) is not None]
     if len(judged) < 2 or not keys:
-        return Section(title, (missing("Two trials with a result are needed to compare settings; there are fewer."),))
+        words = "Two trials with a result and settings that differ are needed to compare settings; there are fewer."
+        return Section(title, (missing(words),))
     names = short(keys)
     winner = study.winning_trial()
     lines = [
@@ -147,21 +148,14 @@ def settings(study: Study) -> Section:
     ]
     lower = metric in LOWER_IS_BETTER
     drawing = parallel(lines, [(key, names[key]) for key in keys], words_of(metric), lower)
-    states = {line.state for line in lines if line.value is not None} | {
-        "failed" for line in lines if line.value is None
-    }
-    kinds = [
-        words
-        for state, words in (("pruned", "dashed ones were pruned"), ("failed", "dotted ones have no result"))
-        if state in states
-    ]
-    caption = (
-        f"One line a trial, from its settings to its validation {words_of(metric)} at the right; strong colours are "
-    )
+    caption = f"One line a trial, from its settings to its validation {words_of(metric)} at the right; strong colours "
+    caption += "are good" + ", the thick line won" * any(line.winner for line in lines)
+    caption += ", dashed ones were pruned" * any(line.state == "pruned" for line in lines)
+    caption += ", dotted ones have no result" * any(line.value is None for line in lines)
     caption += (
-        f"good, the thick line won{''.join(', ' + words for words in kinds)}. Where a setting matters, strong lines "
+        ". Where a setting matters, strong lines meet at one height. Few values stand at even steps, wide ranges "
     )
-    caption += "meet at one height. Few values stand at even steps, wide ranges are logarithmic."
+    caption += "are logarithmic."
     return Section(title, (figure(drawing, caption, least=760),))
 
 

@@ -7,22 +7,28 @@ from typing import Any
 from mien.platform.charts import tidy
 from mien.platform.pages import Html, join, paragraph, strong
 from mien.platform.records import Record, Run, Study, find
+from mien.platform.report_search import alpha_of, mean_of, ordered, words_of
 
 UNOPENED = "The test has not been opened, so the figures below are from validation. "
 
-PROTOCOLS = {"honest": "honest: validation from train", "paper": "paper: validation = test"}
+PROTOCOLS = {
+    "honest": "honest: validation from train",
+    "paper": "paper: validation = test",
+    "leaky": "leaky: persons on both sides",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of a model on one split: over all folds, and of each."""
+    """The scores of a model on one split: of all clips together, of each fold, and their mean over folds."""
 
     split: str
     scores: Record
     folds: dict[str, Record]
+    mean: Record
     classes: list[str]
-    protocol: str | None
-    over: str  # what the scores are taken over, in words
+    protocol: str
+    openings: int
 
     @property
     def chance(self) -> float | None:
@@ -31,27 +37,29 @@ class Outcome:
         number = present or len(self.classes)
         return 1 / number if number else None
 
+    @property
+    def constant(self) -> str:
+        """The constant answer that gaze is compared with, in words."""
+        train = (self.scores.get("constant") or {}).get("from") == "train"
+        return "the mean direction of the training clips" if train else "the mean direction"
+
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of a score, or None."""
         both = (self.scores.get("intervals") or {}).get(name)
         return (float(both[0]), float(both[1])) if both and None not in both else None
 
 
-def outcome(record: Record | None, split: str, config: Mapping[str, Any]) -> Outcome | None:
-    """Return what a scores.json says, whether it holds one set of scores or those of several folds; None without it."""
-    if not record:
+def outcome(run: Run | None, split: str, config: Mapping[str, Any]) -> Outcome | None:
+    """Return what a run's scores.json says, be it one set of scores or those of several folds; None without it."""
+    record = run.scores if run else None
+    if not run or not record:
         return None
     folds = {str(key): value for key, value in (record.get("folds") or {}).items() if isinstance(value, dict)}
-    total, pooled = record.get("total") or {}, record.get("pooled") or {}
-    if "uar" not in total and "angular_error_deg" not in total:
-        scores, over = (pooled, "all folds' clips together") if pooled else (record, "all clips")
-    elif total.get("intervals") or not pooled.get("intervals"):
-        scores, over = {**pooled, **total}, "the mean of the folds" if len(folds) > 1 else "all clips"
-    else:
-        scores, over = {**total, **pooled}, "all folds' clips together" if len(folds) > 1 else "all clips"
-    classes = [str(name) for name in record.get("classes") or scores.get("per_class") or {}]
-    protocol = record.get("protocol") or scores.get("protocol") or find(config, "protocol")
-    return Outcome(split, scores, folds, classes, str(protocol) if protocol else None, over)
+    mean = record.get("total") or {}
+    scores = record.get("pooled") or mean or record
+    classes = [str(name) for name in record.get("classes") or scores.get("classes") or scores.get("per_class") or {}]
+    protocol = str(record.get("protocol") or find(config, "protocol") or "not recorded")
+    return Outcome(split, scores, folds, mean, classes, protocol, run.openings)
 
 
 def _ranged(value: float, both: tuple[float, float] | None, digits: int, unit: str = "", name: str = "") -> Html:
@@ -91,7 +99,7 @@ def _gaze_verdict(found: Outcome) -> list[Html]:
     if constant:
         share = error / constant
         better = f"{share:.2f} of" if share < 1 else "no better than"
-        words.append(join(f", {better} the {constant:.1f}° of always answering the mean direction"))
+        words.append(join(f", {better} the {constant:.1f}° of always answering {found.constant}"))
     return [*words, join(". ")]
 
 
@@ -108,25 +116,38 @@ def verdict(found: Outcome | None, subject: str, missing_words: str) -> list[Htm
     clips, subjects = found.scores.get("num_clips"), found.scores.get("num_subjects")
     judged = f"Judged on {clips:,} clips" if clips else "Judged on a number of clips that was not recorded"
     judged += f" of {subjects:,} subjects. " if subjects else "; subjects are not known. "
-    protocol = PROTOCOLS.get(found.protocol or "", found.protocol or "not recorded")
     parts = [paragraph(subject, *_classes_verdict(found), *_gaze_verdict(found), css="verdict")]
-    parts.append(paragraph(judged, "Protocol: ", strong(protocol), "."))
-    if (found.protocol or "").startswith("paper"):
+    parts.append(paragraph(judged, "Protocol: ", strong(PROTOCOLS.get(found.protocol, found.protocol)), "."))
+    if found.protocol.startswith("paper"):
         warning = "Under this protocol settings were chosen on the very clips they are judged by: figures flatter."
         parts.append(paragraph(warning, css="alert"))
+    if found.protocol.startswith("leaky"):
+        warning = "Clips of one person stand in train and test, so persons are recognised too: figures flatter."
+        parts.append(paragraph(warning, css="alert"))
+    if found.openings > 1:
+        words = (
+            f"The test clips were looked at {found.openings} times. Whatever was changed in between was chosen on them."
+        )
+        parts.append(paragraph(words, css="alert"))
     return parts
 
 
-def study_subject(study: Study, alpha: float | None) -> str:
-    """Return the sentence that opens a study's verdict: which trial won among how many, or how far the search is."""
+def study_subject(study: Study, tested: bool) -> str:
+    """Return the sentence that opens a study's verdict: which trial leads among how many, and how far the search is."""
+    metric = study.objectives()[0]
     states = [str(trial.get("state")) for trial in study.trials]
     finished = sum(state in ("complete", "pruned") for state in states)
-    trial = study.winning_trial() or {}
+    trial: Record = study.winning_trial() or next(iter(ordered(study, metric)), {})
+    alpha, value = alpha_of(trial), mean_of(trial, metric)
+    named = f"trial {trial.get('number', trial.get('id'))}" + (f" (alpha {tidy(alpha)})" if alpha is not None else "")
+    reached = f" with {'an' if metric == 'angular_error_deg' else 'a'} {words_of(metric)} of {tidy(value)}"
+    reached += f", the mean of {len(trial.get('folds') or {})} folds"
     if not study.winner:
-        return f"The search is not over: {finished} of {len(states)} trials begun have finished. "
-    number = f"trial {trial['number']}" if trial.get("number") is not None else "the winner"
-    weight = f" (alpha {tidy(alpha)})" if alpha is not None else ""
-    return f"Of {finished} finished trials, {number}{weight} did best on validation. "
+        begun = f"The search is not over: {finished} of {len(states)} trials begun have finished. "
+        return begun + (f"So far {named} leads on validation{reached}. " if value is not None else "")
+    return (
+        f"Of {finished} finished trials, {named} did best on validation{'' if tested or value is None else reached}. "
+    )
 
 
 def run_verdict(run: Run, found: Outcome | None) -> list[Html]:

@@ -62,11 +62,13 @@ def scores(rng: np.random.Generator, skill: float, error: float | None, clips: i
     f1 = 2 * np.diag(confusion) / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
     named = {"uar": uar, "war": war, "f1_micro": war, "f1_macro": float(f1.mean())}
     named["f1_weighted"] = float((f1 * confusion.sum(1)).sum() / clips)
-    found = named | {"confusion": confusion.tolist(), "per_class": dict(zip(CLASSES, recall.tolist(), strict=True))}
+    found = named | {"confusion": confusion.tolist(), "classes": list(CLASSES)}
+    found["per_class"] = {name: {"recall": share} for name, share in zip(CLASSES, recall.tolist(), strict=True)}
     found |= {"num_clips": clips, "num_subjects": subjects}
     found["intervals"] = {name: [value - half, value + half] for name, value in named.items()}
     if error is not None:
         found |= {"angular_error_deg": error, "constant_error_deg": 24.0 + float(rng.normal(0, 0.4))}
+        found["constant"] = {"pitch_deg": 1.0, "yaw_deg": -2.0, "from": "train"}
         found["intervals"]["angular_error_deg"] = [error - 0.9, error + 1.0]
     return found
 
@@ -218,17 +220,18 @@ def tested(rng: np.random.Generator, folder: Path, skill: float, error: float | 
     pooled = scores(rng, skill, error, 1050, 150)
     pooled["confusion"] = np.sum([fold["confusion"] for fold in each.values()], axis=0).tolist()
     total = {name: float(np.mean([fold[name] for fold in each.values()])) for name in ("uar", "war")}
-    whole = {"folds": each, "total": total, "pooled": pooled, "protocol": "honest", "classes": CLASSES, "seconds": 41.0}
+    whole = {"folds": each, "total": total, "pooled": pooled, "protocol": "honest", "classes": CLASSES}
     write(folder / "scores.json", whole)
+    write(folder / "opened.jsonl", [{"time": "2026-03-01T09:30:00+00:00"}])
     kept = []
     for index in range(8):
-        name = f"{index:02d}.jpg"
+        name = f"{index:03d}.jpg"
         pictures.save(folder / "mistakes" / name, pictures.strip(clip(rng), 8, 64))
         truth, wrong = rng.choice(CLASSES, 2, replace=False)
         kept.append(
             {"video": f"fold{index % 5 + 1}/{rng.integers(1050):05d}", "truth": str(truth), "predicted": str(wrong)}
         )
-        kept[-1] |= {"confidence": 0.99 - 0.021 * index, "file": f"mistakes/{name}"}
+        kept[-1] |= {"confidence": 0.99 - 0.021 * index, "file": name}
     write(folder / "mistakes" / "mistakes.json", kept)
 
 

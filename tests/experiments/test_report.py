@@ -73,7 +73,10 @@ def test_the_verdict_gives_score_interval_chance_gaze_and_protocol_of_the_record
     low, high = scores["intervals"]["uar"]
     assert f"UAR of {scores['uar']:.3f} (95 % interval {low:.3f} to {high:.3f})" in words
     assert f"gaze is off by {scores['angular_error_deg']:.1f}°" in words
-    assert f"of the {scores['constant_error_deg']:.1f}° of always answering the mean direction" in words
+    assert (
+        f"of the {scores['constant_error_deg']:.1f}° of always answering the mean direction of the training clips"
+        in words
+    )
     assert "Guessing gives a UAR of 0.143" in words
     assert "Judged on 1,050 clips of 150 subjects. Protocol: honest: validation from train" in words
 
@@ -139,7 +142,8 @@ def test_a_study_that_has_only_begun_says_so(root: Path) -> None:
             shutil.rmtree(path.parent)
     words = text(report.report(study))
     assert "The search is not over: 0 of 1 trials begun have finished" in words
-    assert "Two trials with a result are needed" in words
+    assert "So far trial 11 (alpha 0.5) leads on validation" in words
+    assert "Two trials with a result and settings that differ are needed" in words
 
 
 def test_a_study_without_a_single_trial_says_so(root: Path) -> None:
@@ -163,20 +167,52 @@ def test_no_part_of_a_study_is_needed_for_a_report(root: Path, name: str) -> Non
     assert 'class="missing"' in report.report(root / "study") or name == "environment.json"
 
 
+def test_sections_that_only_miss_something_are_drawn_together_at_the_end(root: Path) -> None:
+    shutil.rmtree(root / "pretrain")
+    html = report.report(root / "study")
+    assert "Reconstructions" not in re.findall(r"<h2>(.*?)</h2>", html)
+    last = html[html.index("<h2>Not in this report") :]
+    assert "<dt>Reconstructions</dt>" in last
+
+
+def test_a_test_that_was_looked_at_twice_is_warned_of(root: Path) -> None:
+    with (root / "study" / "test" / "opened.jsonl").open("a") as file:
+        file.write('{"time": "2026-03-02T09:30:00+00:00"}\n')
+    assert "The test clips were looked at 2 times" in text(report.report(root / "study"))
+
+
+def test_the_mean_over_folds_stands_beside_the_score_of_all_clips(root: Path) -> None:
+    mean = json.loads((root / "study" / "test" / "scores.json").read_text())["total"]
+    assert f"as published totals are made: UAR {mean['uar']:.3f}, WAR {mean['war']:.3f}" in text(
+        report.report(root / "study")
+    )
+
+
+def test_a_class_absent_from_the_truth_is_named(root: Path) -> None:
+    path = root / "study" / "test" / "scores.json"
+    record = json.loads(path.read_text())
+    record["pooled"]["per_class"]["sad"] = None
+    record["pooled"]["confusion"][4] = [0] * 7
+    path.write_text(json.dumps(record))
+    words = text(report.report(root / "study"))
+    assert "Absent from the truth, so not counted: sad." in words
+    assert "Guessing gives a UAR of 0.167" in words
+
+
 @pytest.mark.parametrize(
-    "name", ["winner.json", "test/scores.json", "test/mistakes/mistakes.json", "test/mistakes/00.jpg"]
+    "name", ["winner.json", "test/scores.json", "test/mistakes/mistakes.json", "test/mistakes/000.jpg"]
 )
 def test_a_damaged_record_is_named_in_the_report(root: Path, name: str) -> None:
     (root / "study" / name).write_text('{"a": [')
     words = text(report.report(root / "study"))
     assert "Not everything could be read" in words or name.endswith(".jpg")
-    assert name != "test/mistakes/00.jpg" or "its picture cannot be read" in words
+    assert name != "test/mistakes/000.jpg" or "its picture cannot be read" in words
 
 
 def test_a_pareto_search_has_two_objectives(root: Path) -> None:
     both = ["uar", "angular_error_deg"]
     edit(root / "study" / "winner.json", objective=both, value=[0.4, 11.0])
-    assert "UAR WAR gaze error °" not in text(report.report(root / "study"))
+    assert "# UAR gaze error in ° WAR folds" in text(report.report(root / "study"))
 
 
 def test_a_search_for_the_least_error_ranks_the_least_first(root: Path) -> None:
@@ -214,6 +250,14 @@ def test_a_fine_tuning_run_has_a_report_of_its_own(root: Path) -> None:
     assert "Confusions" in re.findall(r"<h2>(.*?)</h2>", html)
 
 
+def test_a_run_that_was_tested_shows_its_test(root: Path) -> None:
+    fold = next((root / "study").glob("trials/*/fold_1"))
+    shutil.copytree(root / "study" / "test", fold / "test")
+    html = report.report(fold)
+    assert "It reaches a test UAR of" in text(html)
+    assert re.findall(r"<h2>(.*?)</h2>", html)[:3] == ["Test", "Confusions", "Mistakes"]
+
+
 def test_a_run_whose_loss_was_never_a_number_is_reported(tmp_path: Path) -> None:
     fake_study.write(tmp_path / "metrics.jsonl", [{"step": 1, "train/loss": None, "train/lr": 1e-3}])
     assert "no finite value" in text(report.report(tmp_path))
@@ -222,17 +266,21 @@ def test_a_run_whose_loss_was_never_a_number_is_reported(tmp_path: Path) -> None
 def test_the_program_writes_beside_the_study_or_where_it_is_told(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report.main([str(root)]) == 0
-    assert report.main([f"folder={root / 'study'}", "--output", str(root / "new" / "page.html")]) == 0
+    report.main([str(root)])
+    report.main([f"folder={root / 'study'}", "--output", str(root / "new" / "page.html")])
     assert (root / "report.html").read_text() == (root / "new" / "page.html").read_text()
     assert "report.html" in capsys.readouterr().out
 
 
-def test_the_program_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "nothing")]) == 2
-    assert "no such folder" in capsys.readouterr().err
-    with pytest.raises(RecordsError):
-        report.report(tmp_path)
+def test_the_program_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(RecordsError, match="no such folder"):
+        report.main([str(tmp_path / "nothing")])
+
+
+def test_a_dry_run_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main([str(root / "study"), "--dry-run"])
+    assert "would write" in capsys.readouterr().out
+    assert not (root / "study" / "report.html").exists()
 
 
 def test_the_same_records_give_the_same_page(root: Path) -> None:
@@ -241,7 +289,7 @@ def test_the_same_records_give_the_same_page(root: Path) -> None:
 
 def test_a_manifest_is_counted_by_part_and_class(root: Path) -> None:
     config = yaml.safe_load((root / "study" / "config.yaml").read_text())
-    (clips,) = report.clips(root / "study", {"study": config})
+    (clips,) = report.clips(root / "study", [config])
     assert (clips.clips, clips.subjects, clips.labelled, clips.gaze) == (1050, 150, 1050, 1050)
     assert clips.parts == {f"fold {k}": 210 for k in range(1, 6)}
     assert np.sum([sum(part.values()) for part in clips.per_class.values()]) == 1050
