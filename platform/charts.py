@@ -182,15 +182,19 @@ def confusion(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
     left, side = longest + 12, max((WIDTH - longest - 48) / len(classes), 26)
     slanted = longest > side - 4
     top = longest * 0.68 + 22 if slanted else 24
-    width = left + side * len(classes) + 36
-    parts = [write(width, top - 8, "clips", "note", "end")]
+    totals = left + side * len(classes) + 36
+    reach = (
+        left + side * (len(classes) - 0.5) + 0.75 * LETTER * len(classes[-1]) + 8
+    )  # where the last slanted name ends
+    width = max(totals, reach) if slanted else totals
+    parts = [write(totals, top - 8, "clips", "note", "end")]
     for row, name in enumerate(classes):
         total, y = counts[row].sum(), top + side * row
         centre = left + side * (row + 0.5)
         turned = write(centre - 2, top - 8, name, "name", "start", -42) if slanted else ""
         parts.append(turned or write(centre, top - 8, name, "name", "middle"))
         parts.append(write(left - 8, y + side / 2 + 4, name, "name", "end"))
-        parts.append(write(width, y + side / 2 + 4, f"{total:,.0f}", "note", "end"))
+        parts.append(write(totals, y + side / 2 + 4, f"{total:,.0f}", "note", "end"))
         for column, other in enumerate(classes):
             share = counts[row, column] / total if total else 0.0
             x = left + side * column
@@ -200,5 +204,5 @@ def confusion(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
                 f'<g><rect {box} class="track"/><rect {box} class="heat" fill-opacity="{share:.3f}"/>{tip}</g>'
             )
             css = "on" if share > 0.55 else "cell" if counts[row, column] else "cell nought"
-            parts.append(write(x + side / 2, y + side / 2 + 4, f"{counts[row, column]:,.0f}", css, "middle"))
+            parts.append(write(x + side / 2, y + side / 2 + 4, f"{counts[row, column]:.0f}", css, "middle"))
     return drawing(width, top + side * len(classes) + 4, "confusion matrix, rows are the truth", parts)

@@ -83,6 +83,7 @@ def parallel(
     """
     width, top, bottom, height, left = 900, 44, 290, 312, 60
     step = (width - left - 60) / max(len(axes), 1)
+    crowded = any(LETTER * len(name) > step - 8 for _, name in axes)  # then names stand at two heights in turn
     values = [trial.value for trial in trials if trial.value is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     parts, columns, names = [], [], []
@@ -90,7 +91,10 @@ def parallel(
         x = left + step * index
         place, marks = axis([trial.settings.get(key) for trial in trials], bottom, top)
         columns.append((x, key, place))
-        parts += [rule(x, top - 8, x, bottom + 8, "axis"), write(x, top - 22, name, "name", "middle")]
+        parts += [
+            rule(x, top - 8, x, bottom + 8, "axis"),
+            write(x, top - 22 - 13 * (crowded and index % 2), name, "name", "middle"),
+        ]
         names += [write(x - 9, y + 4, words, "tick halo", "end") for y, words in marks]
     last = left + step * len(axes)
     judge = scale(low, high, *((top, bottom) if lower_is_better else (bottom, top)))

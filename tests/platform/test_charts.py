@@ -61,6 +61,14 @@ def test_a_confusion_matrix_shows_every_count_and_shades_by_share_of_the_row() -
     assert 'fill-opacity="0.750"' in drawing
 
 
+def test_the_last_name_above_a_confusion_matrix_ends_inside_the_drawing() -> None:
+    classes = ["anger"] * 10 + ["disappointment"]
+    drawing = parsed(charts.confusion(np.eye(11).tolist(), classes))
+    width = float(drawing.get("viewBox", "").split()[2])
+    name = next(text for text in drawing if text.text == "disappointment" and text.get("transform"))
+    assert float(name.get("x", 0)) + charts.LETTER * 14 * math.cos(math.radians(42)) < width
+
+
 def test_a_row_without_clips_is_drawn_without_dividing_by_zero() -> None:
     parsed(charts.confusion([[0, 0], [1, 3]], ["happy", "sad"]))
 
