@@ -97,7 +97,7 @@ def _left_out(sources: Sequence[Clips], runs: Mapping[str, Run]) -> list[Html]:
         for name, run in runs.items()
         for one in run.dropped
     ]
-    parts = [paragraph(note, css="alert") for source in sources for note in source.notes]
+    parts = [paragraph(f"Said by the reader of {s.name}: ", "; ".join(s.notes), ".") for s in sources if s.notes]
     if not rejected and not dropped:
         return [*parts, paragraph("No clip was dropped in any run that this report has seen.")]
     both = [*rejected, *dropped]

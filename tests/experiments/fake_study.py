@@ -179,7 +179,7 @@ def dataset(rng: np.random.Generator, path: Path, gaze: bool) -> None:
         row |= {"fold": index // 7 % 5 + 1} | ({"pitch": 0.1, "yaw": float(rng.uniform(-1, 1))} if gaze else {})
         rows.append(row)
     rejected = [manifest.Rejected("clip/00977", "0 frames: the folder is empty")]
-    manifest.build(rows, CLASSES, "data", "synthetic", rejected).write(path)
+    manifest.build(rows, CLASSES, "data", "synthetic", rejected, ["subjects from subjects.csv"]).write(path)
 
 
 def study(root: Path, seed: int = 0, trials: int = 12, gaze: bool = True, test: bool = True, steps: int = 1200) -> Path:

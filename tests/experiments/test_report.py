@@ -117,6 +117,7 @@ def test_what_was_dropped_is_shown_with_its_reason(root: Path) -> None:
     words = text(report.report(root / "study"))
     assert "Left out: 2 (1 in synthetic, 1 in fold 2)" in words
     assert "frame 3 is truncated" in words
+    assert "Said by the reader of synthetic: subjects from subjects.csv." in words
     assert "0 frames: the folder is empty" in words
 
 
