@@ -23,8 +23,8 @@ Row = Mapping[str, Any]
 class Progress:
     """How far one piece of work is; made by `progress`."""
 
-    def __init__(self, label: str, total: int | None, unit: str, done: int) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, done
+    def __init__(self, label: str, total: int | None, unit: str, done: int, quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self.done, self.quiet = label, total, unit, done, quiet
         self.values: dict[str, Any] = {}
         self._before, self._began = done, time.monotonic()
         self._next_line = self._began + SECONDS_BETWEEN_LINES
@@ -33,7 +33,7 @@ class Progress:
         """Count what was done, and give values to show beside it."""
         self.done += count
         self.values |= values
-        if not terminal() and time.monotonic() >= self._next_line:
+        if not self.quiet and not terminal() and time.monotonic() >= self._next_line:
             print(self.line(), flush=True)
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -57,10 +57,14 @@ class Progress:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "steps", done: int = 0) -> Iterator[Progress]:
-    """Show how the work inside advances; `done` of it was there before, as after a resume."""
-    bar = Progress(label, total, unit, done)
-    if terminal():
+def progress(
+    label: str, total: int | None = None, unit: str = "steps", done: int = 0, quiet: bool = False
+) -> Iterator[Progress]:
+    """Show how the work inside advances; `done` of it was there before, as after a resume; `quiet` shows nothing."""
+    bar = Progress(label, total, unit, done, quiet)
+    if quiet:
+        yield bar
+    elif terminal():
         with Live(bar):
             yield bar
     else:
