@@ -141,6 +141,7 @@ def local_batches(
             }
         return {**example, "position": np.int64(position)}
 
+    rows = np.asarray(rows, dtype=np.int64)
     wanted = count(start_step) if steps is None else range(start_step, start_step + steps)
     parts = (stream(rows, seed, step * batch_size, (step + 1) * batch_size) for step in wanted)
     results = in_order(read, (item for part in parts for item in part.items()), threads, ahead=2 * batch_size)
