@@ -39,7 +39,7 @@ from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_p
 from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig
 from mien.platform.progress import table
-from mien.platform.run import Run, interruptible
+from mien.platform.run import Interrupt, Run, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.training import run_training
@@ -204,8 +204,13 @@ def train_gaze(fold: Fold) -> np.ndarray | None:
     return angles if len(angles) else None
 
 
-def finetune(config: FinetuneConfig, output: Path, sources: Packed | None = None) -> dict[str, Any]:
-    """Train on one fold and score its validation clips; a folder that is finished only gives its scores back."""
+def finetune(
+    config: FinetuneConfig, output: Path, sources: Packed | None = None, interrupt: Interrupt | None = None
+) -> dict[str, Any]:
+    """Train on one fold and score its validation clips; a folder that is finished only gives its scores back.
+
+    `sources` are the manifest's encoded files where they are in memory already (`reading.load_manifest`).
+    """
     run = Run.start(output, plain(config), seed=config.loop.seed)
     record = output / "scores.json"
     if record.is_file():
@@ -213,7 +218,7 @@ def finetune(config: FinetuneConfig, output: Path, sources: Packed | None = None
     config = completed(config)
     fold = open_fold(config, config.task.backbone.tubes)
     config = with_classes(config, fold.manifest.classes)
-    with run, interruptible(run):
+    with run:
         task = make_task(config).to(device_here())
         about = {
             "task": plain(config.task),
@@ -230,6 +235,8 @@ def finetune(config: FinetuneConfig, output: Path, sources: Packed | None = None
             run,
             num_clips=len(fold.split.train),
             about=about,
+            label=output.name,
+            interrupt=interrupt,
         )
         videos, found = validate(task, config, fold, fold.split.val, sources, config.loop.seed)
         predict.write(videos, output / "predictions" / "val.parquet")
@@ -249,7 +256,7 @@ def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
     if list(fold.manifest.classes) != about["classes"] or fold.manifest.fingerprint() != about["fingerprint"]:
         raise ConfigError(
             f"{folder} was trained on a manifest with fingerprint {about['fingerprint']}, but {config.data.manifest} "
-            f"has {fold.manifest.fingerprint()} now; its folds may hold other clips: prepare it as it was, or train anew"
+            f"has {fold.manifest.fingerprint()} now; folds may hold other clips: prepare it as it was, or train anew"
         )
     task = tasks.build(config.task)
     assert isinstance(task, FeatureTask)
@@ -283,7 +290,9 @@ def main(argv: Sequence[str]) -> None:
         found = sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop)
         table([{"size": name, "value": value} for name, value in found.items()])
         return
-    print(summary(finetune(call.config, call.output or Path("output/finetune"))))
+    output = call.output or Path("output/finetune")
+    with interruptible(Run(output), between_steps=True) as interrupt:
+        print(summary(finetune(call.config, output, interrupt=interrupt)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def sizes(task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: 
         "label": torch.zeros(1, dtype=torch.int64),
         "gaze": torch.zeros(1, 2),
     }
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         task.eval()(batch)
     steps = loop.total_steps(num_clips)
     return {
