@@ -71,7 +71,8 @@ class Backbone(nn.Module):
     def encode(self, tubes: Tensor, keep: Tensor | None = None) -> Tokens:
         """Encode standardised tubes (b, k, tube_pixels) standing at `keep` (b, k), or at all positions."""
         positions = self.positions if keep is None else self.positions[keep]
-        return Tokens(*self.encoder.encode(self.embed(tubes) + positions, keep))
+        x = self.embed(tubes)
+        return Tokens(*self.encoder.encode(x + positions.to(x.dtype), keep))
 
 
 class Task(nn.Module):

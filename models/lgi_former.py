@@ -145,7 +145,7 @@ class LgiFormer(nn.Module):
         else:
             order = self.region_order(keep)
             tokens = gather(x, order).unflatten(1, (self.num_regions, -1))
-        messengers = self.region_tokens.expand(len(x), -1, -1)
+        messengers = self.region_tokens.to(x.dtype).expand(len(x), -1, -1)
         for block in self.blocks:
             messengers, tokens = block(messengers, tokens)
         if keep is None:

@@ -35,7 +35,7 @@ class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of the decoder."""
 
     width: int = Field(384, description="channels of a token", gt=0)
-    depth: int = Field(4, description="joint blocks", ge=0)
+    depth: int = Field(4, description="joint blocks", gt=0)
     heads: int = Field(6, description="attention heads; must divide width", gt=0)
     mlp_ratio: int = Field(4, description="hidden channels of the MLP, in widths", gt=0)
 
@@ -194,9 +194,10 @@ class MaskedAutoencoder(Task):
 
     def _decode(self, x: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         """Paint the hidden tubes (b, k, p) from visible tokens (b, k', d)."""
-        masked = self.mask_token.expand(*hidden.shape, -1)
-        positions = self.positions[torch.cat([keep, hidden], dim=1)]
-        return self.decoder(torch.cat([self.encoder_to_decoder(x), masked], dim=1) + positions, hidden.shape[1])
+        x = self.encoder_to_decoder(x)
+        masked = self.mask_token.to(x.dtype).expand(*hidden.shape, -1)
+        positions = self.positions.to(x.dtype)[torch.cat([keep, hidden], dim=1)]
+        return self.decoder(torch.cat([x, masked], dim=1) + positions, hidden.shape[1])
 
     def _loss(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
         """Return each clip's squared error (b,), weighted as the config has it."""

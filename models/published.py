@@ -1,0 +1,239 @@
+"""The published checkpoints: their files read without running code, their keys as ours, and ours as theirs.
+
+The differences are few: prefixes, one matrix for query, key and value in joint blocks, and shared attentions listed
+under each of their names. Source: the checkpoints of MAE-DFER and the Facial-Foundation-Model project.
+"""
+
+import argparse
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mien.models.backbone import BackboneConfig, FeatureTask, Report, Task, load_strictly
+from mien.models.combined import Combined, CombinedConfig
+from mien.models.expression import ExpressionConfig
+from mien.models.lgi_former import LgiFormerConfig
+from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
+from mien.models.masking import MaskConfig
+from mien.models.patches import TubesConfig
+from mien.models.vit import VitConfig
+
+HEAD_WIDTH = 64  # channels of an attention head in every published model
+STAGES = ("second_attn", "third_attn")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Return the weights of a published file (under `model` or `module`, beside settings), never running its code.
+
+    Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than weights and plain settings, so it was not opened: loading it could run code. "
+            f"If you trust its origin, save its weights alone and load those. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or no PyTorch file; fetch it again ({error})") from error
+    for name in ("model", "module"):
+        if isinstance(content, dict) and name in content:
+            content = content[name]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+        raise ValueError(f"{path} must hold named tensors, alone or under 'model' or 'module', but it does not")
+    return {_unwrapped(name): value for name, value in content.items()}
+
+
+def save(task: Task) -> dict[str, Tensor]:
+    """Return the task's weights under the published names."""
+    state = {published_name(name, task): value for name, value in task.state_dict().items()}
+    for name in [name for name in state if name.endswith(".attn.q.weight")]:
+        joint = name.removesuffix("q.weight")
+        state[joint + "qkv.weight"] = torch.cat([state.pop(name), state.pop(joint + "kv.weight")])
+    for alias, original in _aliases(task).items():
+        state |= {
+            name.replace(original, alias): value for name, value in state.items() if f".{original}." in f".{name}"
+        }
+    return state
+
+
+def load(
+    task: Task,
+    state: Mapping[str, Tensor],
+    norm: Literal["new", "pretrained"] = "new",
+    head: Literal["kept", "new"] = "kept",
+) -> Report:
+    """Load published weights into a task; the decoder of a pretrained file is left where the task has none.
+
+    As published, the pretrained final norm is left and the pooled one new; norm="pretrained" takes the one as the
+    other. head="new" leaves the file's heads. Raises ValueError where anything else is missing, unknown or of another
+    shape, or where the file differs in what the task shares.
+    """
+    state = {_unwrapped(name): value for name, value in state.items()}
+    pretrained = "mask_token" in state
+    if isinstance(task, FeatureTask):
+        state = {re.sub(r"^(encoder|backbone)\.", "", name): value for name, value in state.items()}
+    left = {}
+    if pretrained and isinstance(task, FeatureTask):
+        if norm == "pretrained":
+            state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
+        for name in state:
+            if re.match(r"(decoder\.|encoder_to_decoder\.|mask_token)", name):
+                left[name] = "of the pretraining decoder"
+            elif name.startswith("norm."):
+                left[name] = "the pretrained final norm, replaced by a new one as published"
+    if head == "new":
+        left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
+    taken = _separated({name: value for name, value in state.items() if name not in left}, task)
+    ours = {published_name(name, task): name for name in task.state_dict()}
+    fresh = {
+        name: "belongs to this task"
+        for theirs, name in ours.items()
+        if isinstance(task, FeatureTask)
+        and theirs not in taken
+        and (
+            (pretrained and theirs.startswith(("fc_norm.", "head."))) or (head == "new" and theirs.startswith("head."))
+        )
+    }
+    return load_strictly(task, {ours.get(name, name): value for name, value in taken.items()}, left, fresh)
+
+
+def describe(
+    state: Mapping[str, Tensor],
+    frames: int = 16,
+    size: int = 160,
+    region: tuple[int, int, int] | None = None,
+) -> MaeConfig | ExpressionConfig | CombinedConfig:
+    """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
+
+    Taken as published, since weights do not tell: heads 64 wide, pooling of regions where there are any, window masks
+    where there are regions and else tube masks. `region` is needed where several fit the number of region tokens.
+    Raises ValueError where the weights are of no known model, or no region fits.
+    """
+    state = {re.sub(r"^(encoder|backbone)\.", "", _unwrapped(name)): value for name, value in state.items()}
+    if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
+        raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
+    width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
+    tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=tubelet)
+    sizes = {
+        "width": width,
+        "depth": _depth(state, "blocks"),
+        "heads": width // HEAD_WIDTH,
+        "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) // width,
+    }
+    encoder: LgiFormerConfig | VitConfig = VitConfig(**sizes)
+    if "lg_region_tokens" in state:
+        same = [stage for stage in STAGES if _equal(state, stage)]
+        encoder = LgiFormerConfig(
+            **sizes,
+            region=region or _region(len(state["lg_region_tokens"]), tubes),
+            first="cross" if "blocks.0.first_attn_norm1.weight" in state else "self",
+            second="blocks.0.second_attn_norm0.weight" in state,
+            third="cross"
+            if "blocks.0.third_attn_norm1.weight" in state
+            else "self"
+            if "blocks.0.third_attn_norm0.weight" in state
+            else "none",
+            sharing="all" if "second_attn" in same else "first_third" if same else "none",
+        )
+    backbone = BackboneConfig(tubes=tubes, encoder=encoder)
+    if "mask_token" in state:
+        narrow = state["mask_token"].shape[-1]
+        decoder = DecoderConfig(
+            width=narrow,
+            depth=_depth(state, "decoder.blocks"),
+            heads=narrow // HEAD_WIDTH,
+            mlp_ratio=len(state["decoder.blocks.0.mlp.fc1.weight"]) // narrow,
+        )
+        mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window")
+        return MaeConfig(backbone=backbone, mask=mask, decoder=decoder, published_positions=True)
+    pool = "patch" if isinstance(encoder, VitConfig) else "region"
+    if "head.cls.weight" in state:
+        return CombinedConfig(backbone=backbone, pool=pool, num_classes=len(state["head.cls.weight"]))
+    if "head.weight" in state:
+        return ExpressionConfig(backbone=backbone, pool=pool, num_classes=len(state["head.weight"]))
+    raise ValueError("these weights have neither a decoder nor a head of one or two linear layers that we know")
+
+
+def published_name(name: str, task: Task) -> str:
+    """Return the published name of one of the task's own, query, key and value being apart."""
+    inside = "encoder." if isinstance(task, MaskedAutoencoder) else ""
+    if isinstance(task, MaskedAutoencoder):
+        name = re.sub(r"^norm\.", "encoder.norm.", name)
+    if isinstance(task, Combined):
+        name = re.sub(r"^class_head\.", "head.cls.", re.sub(r"^gaze_head\.", "head.reg.", name))
+    name = name.replace("backbone.embed.", inside + "patch_embed.proj.", 1)
+    return name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
+
+
+def _unwrapped(name: str) -> str:
+    """Return a name without what wrappers (parallel training, compilation) put before it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+
+
+def _aliases(task: Task) -> dict[str, str]:
+    """Return the attention stages that are another one, with the one they are."""
+    encoder = task.backbone.config.encoder
+    if not isinstance(encoder, LgiFormerConfig) or encoder.sharing == "none":
+        return {}
+    shared = {"second_attn": encoder.second and encoder.sharing == "all", "third_attn": encoder.third != "none"}
+    return {stage: "first_attn" for stage in STAGES if shared[stage]}
+
+
+def _separated(state: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
+    """Return published weights with joint matrices split and the second names of shared attentions left out."""
+    aliases = _aliases(task)
+    separated = {}
+    for name, value in state.items():
+        alias = next((alias for alias in aliases if f".{alias}." in name), None)
+        if alias is not None:
+            original = name.replace(alias, aliases[alias])
+            if original not in state or not torch.equal(value, state[original]):
+                raise ValueError(
+                    f"the model shares {original} with {name}, but the file's differ; set sharing to 'none'"
+                )
+        elif name.endswith(".attn.qkv.weight"):
+            joint = name.removesuffix("qkv.weight")
+            separated[joint + "q.weight"], separated[joint + "kv.weight"] = value.split(
+                [len(value) // 3, len(value) - len(value) // 3]
+            )
+        else:
+            separated[name] = value
+    return separated
+
+
+def _equal(state: Mapping[str, Tensor], stage: str) -> bool:
+    """Say whether a stage's attention is the first stage's, in every block."""
+    names = [name for name in state if f".{stage}." in name]
+    return bool(names) and all(torch.equal(state[name], state[name.replace(stage, "first_attn")]) for name in names)
+
+
+def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
+    """Return how many blocks stand under a name."""
+    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
+
+
+def _region(count: int, tubes: TubesConfig) -> tuple[int, int, int]:
+    """Return the region of which `count` fill the grid; all published ones are two tubes long and of full width."""
+    t, h, w = tubes.grid
+    fitting = [
+        (rt, rh, rw)
+        for rt, rh, rw in product(range(1, t + 1), range(1, h + 1), range(1, w + 1))
+        if t % rt == h % rh == w % rw == 0 and math.prod((t // rt, h // rh, w // rw)) == count
+    ]
+    usual = [region for region in fitting if region[0] == 2 and region[2] == w]
+    if len(usual) == 1 or len(fitting) == 1:
+        return (usual or fitting)[0]
+    raise ValueError(
+        f"{count} regions fill the grid {tubes.grid} with any of these: {fitting}; say which by region=(t, h, w), "
+        "or correct frames and size if the list is empty"
+    )
