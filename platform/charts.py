@@ -5,6 +5,7 @@ light and dark, so one drawing serves both and prints. Charts are drawn 440 unit
 another on a desk, one below the other on a phone, with text that stays readable in both.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,16 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = power * min((1, 2, 2.5, 5, 10), key=lambda factor: abs(math.log(power * factor / raw)))
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def named(marks: Sequence[float]) -> list[tuple[float, str]]:
+    """Return tick marks with their labels, with as many digits as it takes to say where they stand."""
+    gap = min((b - a for a, b in itertools.pairwise(marks)), default=math.inf)
+    for digits in range(3, 9):
+        names = [tidy(mark, digits) for mark in marks]
+        if all(abs(float(name.replace(",", "")) - mark) < gap / 50 for name, mark in zip(names, marks, strict=True)):
+            break
+    return list(zip(marks, names, strict=True)) if len(marks) else []
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

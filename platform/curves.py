@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mien.platform.charts import LETTER, WIDTH, dot, drawing, rule, scale, ticks, tidy, write
+from mien.platform.charts import LETTER, WIDTH, dot, drawing, named, rule, scale, ticks, tidy, write
 
 COLOURS = ("s0", "s1", "s2", "s3", "s4", "s5")
 MAX_POINTS = 220  # more than this in a chart and neighbours are averaged
@@ -64,17 +64,17 @@ def lines(
     low, high = min(bounds), max(bounds)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (max(low - pad, 0.0) if low >= 0 else low - pad), high + pad
-    named = len(series) > 1
-    y_ticks = ticks(low, high)
-    left = 10 + LETTER * max(len(tidy(tick)) for tick in y_ticks)
-    right = WIDTH - (12 + LETTER * max(len(one.name) for one in series) if named else 8)
+    several = len(series) > 1
+    y_ticks = named(ticks(low, high))
+    left = 10 + LETTER * max(len(words) for _, words in y_ticks)
+    right = WIDTH - (12 + LETTER * max(len(one.name) for one in series) if several else 8)
     top, bottom = 8, height - (36 if x_label else 22)
     to_x, to_y = scale(float(x_all.min()), float(x_all.max()), left, right), scale(low, high, bottom, top)
     parts = []
-    for tick in y_ticks:
+    for tick, words in y_ticks:
         parts += [
             rule(left, to_y(tick), right, to_y(tick), "grid"),
-            write(left - 6, to_y(tick) + 4, tidy(tick), "tick", "end"),
+            write(left - 6, to_y(tick) + 4, words, "tick", "end"),
         ]
     for tick in ticks(float(x_all.min()), float(x_all.max())):
         parts.append(
@@ -87,7 +87,7 @@ def lines(
         parts.append(write(left + 4, to_y(reference[0]) - 4, reference[1], "note"))
     ends: list[tuple[float, str, str]] = []
     for one, (x, mean, lowest, highest), colour in zip(series, thin, itertools.cycle(colours), strict=False):
-        if not named and len(one.x) > MAX_POINTS:
+        if not several and len(one.x) > MAX_POINTS:
             there = np.isfinite(mean)
             over = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], highest[there], strict=True)]
             under = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], lowest[there], strict=True)]
@@ -97,7 +97,7 @@ def lines(
         solid = [point for point in points if math.isfinite(point[1])]
         if len(solid) <= 12:
             parts += [dot(a, b, 2.5, f"series {colour}") for a, b in solid]
-        ends += [(solid[-1][1], one.name, colour)] if named and solid else []
+        ends += [(solid[-1][1], one.name, colour)] if several and solid else []
     heights: list[float] = []
     for y, _, _ in sorted(ends):
         heights.append(max(y, heights[-1] + LETTERING) if heights else y)

@@ -37,7 +37,7 @@ def _stage(
     return [
         name,
         _duration(seconds),
-        None if hours is None else f"{hours:.2f}",
+        None if hours is None else tidy(hours, 2),
         None if speed is None else tidy(speed),
         what,
     ]

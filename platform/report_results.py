@@ -176,6 +176,6 @@ def mistakes(test: Run | None, problems: list[str]) -> Section:
             problems.append(f"the picture of mistake {one.get('video')} cannot be shown ({error})")
             strip = missing("its picture cannot be read")
         shots.append(figure(strip, words))
-    lead = f"The {len(shots)} test clips on which the winner was surest and wrong, first to last frame. "
+    lead = f"The {len(shots)} test clips on which the model was surest and wrong, first to last frame. "
     lead += "Look for wrong labels, for faces that are cut or turned, and for classes that share frames."
     return Section("Mistakes", (paragraph(lead), Html(f'<div class="shots">{"".join(shots)}</div>')))

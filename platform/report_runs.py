@@ -3,63 +3,54 @@
 import math
 from collections.abc import Mapping
 
-from mien.platform.curves import Series, lines
+from mien.platform.curves import MAX_POINTS, Series, lines
 from mien.platform.pages import Html, Section, figure, image, join, missing, pair
 from mien.platform.pictures import shrink
 from mien.platform.records import Run
 
+TITLE = "Learning curves"
 SHEET_BYTES = 700_000
 
 
-def _curve(run: Run, name: str, words: str, caption: str, colour: str = "s0") -> list[Html]:
-    """Return one run's line of one name, or nothing if it has none."""
+def _curve(run: Run, name: str, words: str, what: str, colour: str = "s0") -> list[Html]:
+    """Return one run's line of one name, or nothing if it has fewer than two points."""
     steps, values = run.values(name)
     if sum(math.isfinite(value) for value in values) < 2:
         return []
+    thinned = " The line is the mean of neighbouring steps, the band spans lowest to highest."
+    caption = what + thinned * (len(steps) > MAX_POINTS)
     return [figure(lines([Series(words, steps, values)], words, colours=[colour]), caption, words)]
 
 
-def _fold_curves(folds: Mapping[str, Run], name: str, words: str, caption: str) -> list[Html]:
-    """Return a line a fold of one name, or nothing if no fold has it."""
+def _fold_curves(folds: Mapping[str, Run], name: str, words: str, what: str) -> list[Html]:
+    """Return a line a fold of one name, or nothing if no fold has two points."""
     series = [Series(f"fold {fold}", *run.values(name)) for fold, run in folds.items()]
     series = [one for one in series if sum(math.isfinite(value) for value in one.y) > 1]
-    return [figure(lines(series, words), caption, words)] if series else []
+    return [figure(lines(series, words), f"The winner, one line a fold. {what}", words)] if series else []
+
+
+def run_curves(run: Run, kind: str) -> list[Html]:
+    """Return the curves of one run; `kind` tells them from those of another run."""
+    drawn = _curve(run, "loss", f"{kind} loss".strip().capitalize(), "What was minimised, at each recorded step.")
+    drawn += _curve(run, "lr", f"{kind} learning rate".strip().capitalize(), "The schedule as it was applied.", "s5")
+    drawn += _curve(run, "class_loss", "Classification loss", "A part of the loss.", "s0")
+    drawn += _curve(run, "gaze_loss", "Gaze loss", "A part of the loss.", "s1")
+    return drawn + _curve(run, "val/uar", "Validation UAR", "After each validation.")
 
 
 def curves(pretraining: Run | None, folds: Mapping[str, Run], alone: Run | None = None) -> Section:
     """Return the learning curves of pretraining, of the winner's folds, or of one run alone."""
-    parts: list[Html] = []
-    title = "Learning curves"
     if alone:
-        drawn = _curve(alone, "loss", "Training loss", "Mean of neighbouring steps; the band spans lowest to highest.")
-        drawn += _curve(alone, "lr", "Learning rate", "The schedule as it was applied.", "s5")
-        for name, words in (
-            ("class_loss", "Classification loss"),
-            ("gaze_loss", "Gaze loss"),
-            ("val/uar", "Validation UAR"),
-        ):
-            drawn += _curve(
-                alone, name, words, "A part of the training loss." if "loss" in name else "After each validation."
-            )
-        return Section(
-            title,
-            (pair(*drawn),) if drawn else (missing("Fewer than two steps with a finite loss have been recorded."),),
-        )
+        drawn = run_curves(alone, "")
+        return Section(TITLE, (pair(*drawn) if drawn else missing("Fewer than two steps with a loss were recorded."),))
+    first = missing("No pretraining run: the study names none, or its folder is not there.")
     if pretraining:
-        drawn = _curve(
-            pretraining, "loss", "Pretraining loss", "Mean of neighbouring steps; the band spans lowest to highest."
-        )
-        drawn += _curve(pretraining, "lr", "Pretraining learning rate", "The schedule as it was applied.", "s5")
-        parts.append(pair(*drawn) if drawn else missing("The pretraining run has recorded no step."))
-    else:
-        parts.append(missing("No pretraining run: the study names none, or its folder is not there."))
-    drawn = _fold_curves(folds, "loss", "Fine-tuning loss", "The winner, one line a fold; means of neighbouring steps.")
-    drawn += _fold_curves(folds, "val/uar", "Validation UAR", "The winner, one line a fold, at each validation.")
-    drawn += _fold_curves(
-        folds, "val/angular_error_deg", "Validation gaze error °", "The winner, one line a fold; low is good."
-    )
-    parts.append(pair(*drawn) if drawn else missing("The winner's folds have recorded no step."))
-    return Section(title, tuple(parts))
+        drawn = run_curves(pretraining, "Pretraining")
+        first = pair(*drawn) if drawn else missing("The pretraining run has recorded no step.")
+    drawn = _fold_curves(folds, "loss", "Fine-tuning loss", "Points are means of neighbouring steps.")
+    drawn += _fold_curves(folds, "val/uar", "Validation UAR", "After each validation.")
+    drawn += _fold_curves(folds, "val/angular_error_deg", "Validation gaze error in °", "Low is good.")
+    return Section(TITLE, (first, pair(*drawn) if drawn else missing("The winner's folds have recorded no step.")))
 
 
 def reconstructions(run: Run | None, problems: list[str]) -> Section:

@@ -11,6 +11,7 @@ from mien.platform.report_search import alpha_of, mean_of, ordered, words_of
 
 UNOPENED = "The test has not been opened, so the figures below are from validation. "
 
+FEW_SUBJECTS = 10  # a bootstrap over fewer is known to be too narrow
 PROTOCOLS = {
     "honest": "honest: validation from train",
     "paper": "paper: validation = test",
@@ -118,6 +119,9 @@ def verdict(found: Outcome | None, subject: str, missing_words: str) -> list[Htm
     judged += f" of {subjects:,} subjects. " if subjects else "; subjects are not known. "
     parts = [paragraph(subject, *_classes_verdict(found), *_gaze_verdict(found), css="verdict")]
     parts.append(paragraph(judged, "Protocol: ", strong(PROTOCOLS.get(found.protocol, found.protocol)), "."))
+    if subjects and subjects < FEW_SUBJECTS:
+        warning = f"With {subjects} subjects the interval is narrower than the doubt: a bootstrap needs more people."
+        parts.append(paragraph(warning, css="alert"))
     if found.protocol.startswith("paper"):
         warning = "Under this protocol settings were chosen on the very clips they are judged by: figures flatter."
         parts.append(paragraph(warning, css="alert"))

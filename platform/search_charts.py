@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from mien.platform.charts import LETTER, dot, drawing, rule, scale, ticks, tidy, write
+from mien.platform.charts import LETTER, dot, drawing, named, rule, scale, ticks, tidy, write
 
 FEW = 8  # distinct values up to which an axis shows each of them at an even step
 DECADES = 8.0  # largest over smallest value from which an axis is logarithmic
@@ -60,7 +60,7 @@ def axis(values: Sequence[Any], bottom: float, top: float) -> tuple[Callable[[An
     smallest = float(next((value for value in distinct if value > 0), 0))
     if low < 0 or high / smallest < (DECADES if low > 0 else 8 * DECADES):
         place = scale(low, high, bottom, top)
-        return lambda value: place(value), [(place(tick), tidy(tick)) for tick in ticks(low, high, 5)]
+        return lambda value: place(value), [(place(tick), name) for tick, name in named(ticks(low, high, 5))]
     floor = bottom - 24 if low == 0 else bottom
     log = scale(math.log10(smallest), math.log10(high), floor, top)
     decades = range(math.floor(math.log10(smallest)), math.ceil(math.log10(high)) + 1)
@@ -100,7 +100,9 @@ def parallel(
     judge = scale(low, high, *((top, bottom) if lower_is_better else (bottom, top)))
     good = scale(low, high, *((100, 0) if lower_is_better else (0, 100)))
     parts += [rule(last, top - 8, last, bottom + 8, "axis"), write(last, top - 22, objective, "name strong", "middle")]
-    parts += [write(last + 11, judge(tick) + 4, tidy(tick), "tick") for tick in (ticks(low, high, 5) if values else [])]
+    parts += [
+        write(last + 11, judge(t) + 4, name, "tick") for t, name in (named(ticks(low, high, 5)) if values else [])
+    ]
     ordered = sorted(trials, key=lambda t: (t.winner, t.value is not None, good(t.value) if t.value is not None else 0))
     for rank, trial in enumerate(ordered):
         nudge = (rank / max(len(ordered) - 1, 1) - 0.5) * 10  # lines through one value lie side by side
@@ -182,15 +184,15 @@ def front(trials: Sequence[Trade], label: str, error_name: str, score_name: str)
     )
     to_x, to_y = scale(x_low, x_high, left, right), scale(y_low, y_high, bottom, top)
     parts = []
-    for tick in ticks(y_low, y_high):
+    for tick, name in named(ticks(y_low, y_high)):
         parts += [
             rule(left, to_y(tick), right, to_y(tick), "grid"),
-            write(left - 7, to_y(tick) + 4, tidy(tick), "tick", "end"),
+            write(left - 7, to_y(tick) + 4, name, "tick", "end"),
         ]
-    for tick in ticks(x_low, x_high, 6):
+    for tick, name in named(ticks(x_low, x_high, 6)):
         parts += [
             rule(to_x(tick), top, to_x(tick), bottom, "grid"),
-            write(to_x(tick), bottom + 16, tidy(tick), "tick", "middle"),
+            write(to_x(tick), bottom + 16, name, "tick", "middle"),
         ]
     parts += [write(right, height - 6, f"{error_name}, low is good", "note", "end")]
     parts += [write(0, 14, f"{score_name}, high is good", "note")]

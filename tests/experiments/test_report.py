@@ -97,6 +97,14 @@ def test_a_gaze_no_better_than_a_constant_is_said(root: Path) -> None:
     assert "no better than the 24.0° of always answering" in text(report.report(root / "study"))
 
 
+def test_an_interval_over_few_people_is_warned_of(root: Path) -> None:
+    path = root / "study" / "test" / "scores.json"
+    record = json.loads(path.read_text())
+    record["pooled"]["num_subjects"] = 2
+    path.write_text(json.dumps(record))
+    assert "With 2 subjects the interval is narrower than the doubt" in text(report.report(root / "study"))
+
+
 def test_the_published_protocol_is_warned_of(root: Path) -> None:
     edit(root / "study" / "test" / "scores.json", protocol="paper")
     words = text(report.report(root / "study"))

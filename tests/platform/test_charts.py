@@ -49,6 +49,13 @@ def test_ticks_are_round_and_lie_within_the_range(low: float, high: float) -> No
     assert all(len(f"{tick:.12g}".strip("-").replace(".", "").strip("0").split("e")[0]) <= 3 for tick in ticks)
 
 
+def test_ticks_that_lie_close_are_told_apart() -> None:
+    assert charts.named([1.9454, 1.9456, 1.9458]) == [(1.9454, "1.9454"), (1.9456, "1.9456"), (1.9458, "1.9458")]
+    assert charts.named([0.0, 0.5]) == [(0.0, "0"), (0.5, "0.5")]
+    assert [name for _, name in charts.named([2.0, 2.025, 2.05])] == ["2", "2.025", "2.05"]
+    assert charts.named([]) == []
+
+
 def test_a_missing_value_keeps_its_row_and_says_so() -> None:
     drawn = words(charts.intervals([Interval("UAR", 0.5, 0.4, 0.6), Interval("WAR", None)], "scores"))
     assert {"UAR", "0.500", "0.400 – 0.600", "WAR", "not measured"} <= set(drawn)
