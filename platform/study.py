@@ -1,0 +1,293 @@
+"""A study: configurations judged over folds, their records, and what Optuna is told of them.
+
+A trial is one configuration over all folds. After each fold its running mean goes to Optuna, whose successive halving
+(ASHA: Li et al. 2020) may prune it; a fold's scores are the same whoever else runs, so partial means are honest. The
+state is two things on disk, `study.db` (Optuna's own tools open it) and `trials/<id>/trial.json`, and every change is
+written before the next. So a study that was killed is opened again and goes on; nothing is unpickled.
+
+A trial's id is a hash of its configuration and seed. A configuration that Optuna suggests twice is not run twice: the
+second one is told what the first one got.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from pydantic import BaseModel, Field, model_validator
+
+from mien.platform.run import Run
+from mien.platform.storage import storing, write_whole
+
+Objective = Literal["uar", "war", "angular_error_deg"]
+DIRECTIONS = {"uar": "maximize", "war": "maximize", "angular_error_deg": "minimize"}
+Record = dict[str, Any]
+
+
+class Range(BaseModel, frozen=True, extra="forbid"):
+    """Numbers between two ends."""
+
+    name: Literal["range"] = "range"
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    log: bool = Field(False, description="as likely in each factor of ten")
+    whole: bool = Field(False, description="whole numbers only")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low must be below high, and above 0 with log, but got low={self.low} high={self.high}")
+        return self
+
+    def distribution(self) -> BaseDistribution:
+        """Return it in Optuna's terms."""
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def examples(self) -> list[Any]:
+        """Return the ends, to be tried against the config before the first trial."""
+        return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+
+
+class Choice(BaseModel, frozen=True, extra="forbid"):
+    """One of several values."""
+
+    name: Literal["choice"] = "choice"
+    values: tuple[bool | int | float | str, ...] = Field(min_length=1, description="what there is to choose from")
+
+    def distribution(self) -> BaseDistribution:
+        """Return it in Optuna's terms."""
+        return CategoricalDistribution(self.values)
+
+    def examples(self) -> list[Any]:
+        """Return all values."""
+        return list(self.values)
+
+
+Space = Mapping[str, Annotated[Range | Choice, Field(discriminator="name")]]
+
+
+class StudyConfig(BaseModel, frozen=True, extra="forbid"):
+    """How many configurations are judged, by what, and with which resources."""
+
+    trials: int = Field(20, ge=1, description="configurations, those pruned and failed included")
+    objective: Objective | tuple[Objective, ...] = Field(
+        "uar", description="validation score to optimise, the mean over folds; two make a Pareto front"
+    )
+    grace_folds: int = Field(1, ge=1, description="folds before a trial may be pruned")
+    reduction_factor: int = Field(3, ge=2, description="one in so many goes on at each rung of successive halving")
+    startup_trials: int = Field(10, ge=0, description="random configurations before the sampler (TPE) learns from them")
+    start_points: tuple[dict[str, Any], ...] = Field((), description="configurations tried first; may be partial")
+    seed: int = Field(0, ge=0, description="seed of the sampler")
+    concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as the cluster holds")
+    cpus_per_trial: float = Field(1, gt=0, description="CPUs of a trial")
+    gpus_per_trial: float = Field(0, ge=0, description="GPUs of a trial; a fraction shares one")
+    retries: int = Field(1, ge=0, description="times that a trial goes on after its process was lost")
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives as a tuple, also where there is one."""
+        return self.objective if isinstance(self.objective, tuple) else (self.objective,)
+
+
+class StudyError(ValueError):
+    """A study that cannot go on or has no result."""
+
+
+class Study:
+    """The driver's book of a study; only the driver writes in it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        folds: Sequence[str],
+        config: StudyConfig,
+        on_change: Callable[[list[Record]], None] | None = None,
+    ) -> None:
+        """Open the study in `folder`, or make it; `folds` are the names of what a trial is judged on, in order."""
+        self.folder, self.folds, self.config = folder, list(folds), config
+        self.distributions = {key: entry.distribution() for key, entry in space.items()}
+        self._on_change = on_change
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with storing(folder):
+            (folder / "trials").mkdir(parents=True, exist_ok=True)
+        new = not (folder / "study.db").exists()
+        self.optuna = optuna.create_study(
+            storage=f"sqlite:///{folder.absolute() / 'study.db'}",
+            study_name=folder.absolute().name,
+            directions=[DIRECTIONS[name] for name in config.objectives],
+            pruner=optuna.pruners.SuccessiveHalvingPruner(config.grace_folds, config.reduction_factor, 0),
+            load_if_exists=True,
+        )
+        if new:
+            for point in config.start_points:
+                self.optuna.enqueue_trial(point)
+        self.records: dict[str, Record] = {}
+        for path in sorted((folder / "trials").glob("*/trial.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self.records[record["id"]] = record
+        self._running: set[str] = set()
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            record = self.records.get(trial.user_attrs.get("id", ""))
+            if record is not None and record["state"] != "running":  # killed between our record and telling Optuna
+                self._tell(trial.number, record)
+
+    def left(self) -> int:
+        """Return how many trials are still to be run or to be finished."""
+        begun = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return max(self.config.trials - self._asked(), 0) + len(begun)
+
+    def next(self) -> Record | None:
+        """Return the record of the next trial to run, first of those a killed driver left; None when all are given."""
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            record = self.records.get(trial.user_attrs.get("id", ""))
+            if record is None:  # killed between Optuna's answer and our record of it
+                record = self._record(trial)
+            if record["id"] not in self._running:
+                return self._begin(record)
+        while self._asked() < self.config.trials:
+            trial = self._ask()
+            same = self.records.get(self._id(trial.params))
+            if same is None:
+                return self._begin(self._record(trial))
+            self._tell(trial.number, same)
+        return None
+
+    def fold_done(self, identity: str, fold: str, scores: Mapping[str, float], seconds: float) -> bool:
+        """Write down a fold's scores; return whether the trial has ended, because it is complete or is pruned."""
+        record = self.records[identity]
+        if fold not in record["folds"]:
+            record["folds"][fold] = dict(scores)
+            record["seconds"] += seconds
+            names = [name for name in scores if all(name in other for other in record["folds"].values())]
+            done = list(record["folds"].values())
+            record["mean"] = {name: sum(other[name] for other in done) / len(done) for name in names}
+            absent = [name for name in self.config.objectives if name not in record["mean"]]
+            if absent:
+                raise StudyError(f"the objective must be a score of every fold, but {fold} has no {', '.join(absent)}")
+            if len(self.config.objectives) == 1:
+                trial = optuna.trial.Trial(self.optuna, self._frozen(record)._trial_id)
+                trial.report(record["mean"][self.config.objectives[0]], step=len(done))
+                if len(done) < len(self.folds) and trial.should_prune():
+                    return self._end(record, "pruned")
+            if len(done) == len(self.folds):
+                return self._end(record, "complete")
+            self._write(record)
+        return bool(record["state"] != "running")
+
+    def failed(self, identity: str, error: str) -> None:
+        """Write down that a trial raised an error."""
+        record = self.records[identity]
+        if record["state"] == "running":
+            self._end(record | {"error": error}, "failed")
+
+    def winner(self) -> Record:
+        """Write and return winner.json: the complete trial with the best mean or, of a front, its knee.
+
+        The knee is the trial nearest to the best of every objective, each scaled to the range it has on the front.
+        """
+        complete = [record for record in self.records.values() if record["state"] == "complete"]
+        if not complete:
+            errors = sorted({str(record["error"]) for record in self.records.values() if record["error"]})
+            raise StudyError(f"no trial of {self.folder} was completed; errors: {'; '.join(errors) or 'none'}")
+        names = self.config.objectives
+        signs = [1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in names]
+        points = {
+            record["id"]: [sign * record["mean"][name] for sign, name in zip(signs, names, strict=True)]
+            for record in complete
+        }
+        front = [one for one, point in points.items() if not any(dominates(other, point) for other in points.values())]
+        ends = [(min(axis), max(axis)) for axis in zip(*(points[one] for one in front), strict=True)]
+
+        def distance(one: str) -> float:
+            return sum(
+                ((high - value) / (high - low) if high > low else 0.0) ** 2
+                for value, (low, high) in zip(points[one], ends, strict=True)
+            )
+
+        best = self.records[min(front, key=distance)]
+        result = {
+            "trial": best["id"],
+            "params": best["params"],
+            "objective": list(names) if len(names) > 1 else names[0],
+            "value": [best["mean"][name] for name in names] if len(names) > 1 else best["mean"][names[0]],
+            "front": sorted(front, key=lambda one: self.records[one]["number"]),
+        }
+        write_whole(self.folder / "winner.json", json.dumps(result, indent=1) + "\n")
+        return result
+
+    def _asked(self) -> int:
+        trials = self.optuna.get_trials(deepcopy=False)
+        return sum(trial.state != TrialState.WAITING for trial in trials)
+
+    def _ask(self) -> optuna.trial.Trial:
+        # A new generator for each trial: suggestions then follow from the trials before, also after a restart.
+        self.optuna.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.config.startup_trials,
+            seed=int.from_bytes(hashlib.blake2b(f"{self.config.seed} {self._asked()}".encode()).digest()[:4], "big"),
+        )
+        trial = self.optuna.ask(self.distributions)
+        trial.set_user_attr("id", self._id(trial.params))
+        return trial
+
+    def _id(self, params: Mapping[str, Any]) -> str:
+        text = json.dumps([dict(sorted(params.items())), self.config.seed])
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _frozen(self, record: Record) -> optuna.trial.FrozenTrial:
+        return self.optuna.get_trials(deepcopy=False)[record["number"]]
+
+    def _record(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Record:
+        return {
+            "id": self._id(trial.params),
+            "number": trial.number,
+            "params": dict(trial.params),
+            "state": "running",
+            "folds": {},
+            "mean": {},
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ended": None,
+            "seconds": 0.0,
+            "error": None,
+        }
+
+    def _begin(self, record: Record) -> Record:
+        self._running.add(record["id"])
+        self._write(record)
+        return record
+
+    def _end(self, record: Record, state: str) -> bool:
+        record = record | {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._write(record)
+        self._tell(record["number"], record)
+        with Run(self.folder / "trials" / record["id"]) as run:
+            run.hparams(record["params"], record["mean"])
+        return True
+
+    def _write(self, record: Record) -> None:
+        self.records[record["id"]] = record
+        folder = self.folder / "trials" / record["id"]
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "trial.json", json.dumps(record, indent=1) + "\n")
+        if self._on_change is not None:
+            self._on_change(sorted(self.records.values(), key=lambda other: other["number"]))
+
+    def _tell(self, number: int, record: Record) -> None:
+        """Tell Optuna how a trial ended; of one that repeats a running one, that it failed."""
+        if record["state"] == "complete":
+            self.optuna.tell(number, [record["mean"][name] for name in self.config.objectives])
+        else:
+            self.optuna.tell(number, state=TrialState.PRUNED if record["state"] == "pruned" else TrialState.FAIL)
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether `one` is nowhere below `other` and somewhere above it; larger is better."""
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))

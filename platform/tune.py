@@ -1,0 +1,124 @@
+"""A study on a Ray cluster: Ray Tune runs the trials, the book of the study (`study.py`) decides which and how long.
+
+A trial is a plain function on one device or a share of it, one fold after another. Ray Tune asks our searcher for
+configurations and our scheduler whether to go on; both only pass the question to the book, whose state is on disk. So
+a driver that was killed needs nothing of Tune's own state (which is pickled): the same command opens the book again,
+trials that were running go on from their last fold, and inside a fold from its checkpoint.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from mien.platform import cluster
+from mien.platform.study import Record, Space, Study, StudyConfig
+
+# judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
+# loss, where it must go on from what it left there and give the same scores.
+Judge = Callable[[dict[str, Any], str, Path, Any], Mapping[str, float]]
+
+
+def run_study(
+    judge: Judge,
+    space: Space,
+    folds: Sequence[str],
+    config: StudyConfig,
+    output: Path,
+    context: Any = None,
+    on_change: Callable[[list[Record]], None] | None = None,
+) -> Record:
+    """Run the study in `output`, or what is left of it, on the connected cluster; return its winner.
+
+    `folds` are names, judged in this order; `context` goes to every trial by Ray's object store. `on_change` hears all
+    records whenever one changes. `output` must be seen by all nodes. Raises StudyError when no trial was completed.
+    """
+    output = output.absolute()
+    book = Study(output, space, folds, config, on_change)
+    if left := book.left():
+        at_once = config.concurrency or cluster.trials_at_once(
+            cpus_per_trial=config.cpus_per_trial, gpus_per_trial=config.gpus_per_trial
+        )
+        trial = tune.with_parameters(run_trial, judge=judge, folds=list(folds), folder=str(output), context=context)
+        sessions = output / "tune"
+        tuner = tune.Tuner(
+            tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}),
+            tune_config=tune.TuneConfig(
+                search_alg=Asker(book), scheduler=Pruner(book), num_samples=left, max_concurrent_trials=at_once
+            ),
+            run_config=tune.RunConfig(
+                name=f"session_{len(list(sessions.glob('session_*'))) + 1:03d}",
+                storage_path=str(sessions),
+                failure_config=tune.FailureConfig(max_failures=config.retries),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    return book.winner()
+
+
+def run_trial(config: dict[str, Any], judge: Judge, folds: list[str], folder: str, context: Any) -> None:
+    """Judge one configuration fold by fold; the driver stops it when it is pruned."""
+    for fold in folds:
+        began = time.monotonic()
+        scores = judge(config["params"], fold, Path(folder) / "trials" / config["id"] / f"fold_{fold}", context)
+        numbers = {name: float(value) for name, value in scores.items()}
+        tune.report({"fold": fold, "scores": numbers, "fold_seconds": time.monotonic() - began})
+
+
+class Unsaved:
+    """What Tune may pickle with its own state but never needs back: the book is on disk."""
+
+    book: Study
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Asker(Unsaved, Searcher):
+    """Gives Tune the book's next configuration."""
+
+    def __init__(self, book: Study) -> None:
+        super().__init__(metric="fold_seconds", mode="min")
+        self.book = book
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the next configuration, or that there is none."""
+        record = self.book.next()
+        return Searcher.FINISHED if record is None else {name: record[name] for name in ("id", "number", "params")}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler has told the book."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the book is on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the book is on disk."""
+
+
+class Pruner(Unsaved, FIFOScheduler):
+    """Tells the book each fold's scores, and Tune whether the trial goes on."""
+
+    def __init__(self, book: Study) -> None:
+        super().__init__()
+        self.book = book
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        """Return STOP once the trial is complete or pruned."""
+        ended = self.book.fold_done(trial.config["id"], result["fold"], result["scores"], result["fold_seconds"])
+        return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Write down the last line of what the trial raised."""
+        raised = trial.get_pickled_error() or trial.get_error()
+        if isinstance(raised, ray.exceptions.RayTaskError):
+            raised = raised.cause or raised
+        self.book.failed(trial.config["id"], str(raised).strip().splitlines()[-1] if raised else "unknown")
