@@ -6,13 +6,14 @@ a driver that was killed needs nothing of Tune's own state (which is pickled): t
 trials that were running go on from their last fold, and inside a fold from its checkpoint.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
+from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -24,6 +25,7 @@ from mien.platform.study import Record, Space, Study, StudyConfig
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
 # loss, where it must go on from what it left there and give the same scores.
 Judge = Callable[[dict[str, Any], str, Path, Any], Mapping[str, float]]
+PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
 
 
 def run_study(
@@ -57,9 +59,12 @@ def run_study(
                 name=f"session_{len(list(sessions.glob('session_*'))) + 1:03d}",
                 storage_path=str(sessions),
                 failure_config=tune.FailureConfig(max_failures=config.retries),
+                callbacks=[Mourner(book)],
                 verbose=0,
             ),
         )
+        # What a trial raised is in its record; Tune would print it here with its whole stack, twice.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner.fit()
     return book.winner()
 
@@ -69,8 +74,8 @@ def run_trial(config: dict[str, Any], judge: Judge, folds: list[str], folder: st
     for fold in folds:
         began = time.monotonic()
         scores = judge(config["params"], fold, Path(folder) / "trials" / config["id"] / f"fold_{fold}", context)
-        numbers = {name: float(value) for name, value in scores.items()}
-        tune.report({"fold": fold, "scores": numbers, "fold_seconds": time.monotonic() - began})
+        numbers = {f"{PREFIX}{name}": float(value) for name, value in scores.items()}
+        tune.report({"fold": fold, **numbers, "fold_seconds": time.monotonic() - began})
 
 
 class Unsaved:
@@ -113,12 +118,19 @@ class Pruner(Unsaved, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Return STOP once the trial is complete or pruned."""
-        ended = self.book.fold_done(trial.config["id"], result["fold"], result["scores"], result["fold_seconds"])
+        scores = {name[len(PREFIX) :]: value for name, value in result.items() if name.startswith(PREFIX)}
+        ended = self.book.fold_done(trial.config["id"], result["fold"], scores, result["fold_seconds"])
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
-    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Write down the last line of what the trial raised."""
-        raised = trial.get_pickled_error() or trial.get_error()
-        if isinstance(raised, ray.exceptions.RayTaskError):
-            raised = raised.cause or raised
-        self.book.failed(trial.config["id"], str(raised).strip().splitlines()[-1] if raised else "unknown")
+
+class Mourner(Unsaved, Callback):
+    """Writes down what a trial raised, once Tune will not try it again."""
+
+    def __init__(self, book: Study) -> None:
+        self.book = book
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Keep the last line of the error that Tune wrote to the trial's own file on this machine."""
+        file = Path(trial.error_file) if trial.error_file else None
+        lines = file.read_text(encoding="utf-8").strip().splitlines() if file and file.is_file() else []
+        self.book.failed(trial.config["id"], lines[-1] if lines else "its process was lost; see Ray's logs")
