@@ -58,6 +58,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return rearrange(torch.bmm(weights, v), "(b h) n d -> b n (h d)", h=heads)
 
 
+def is_few(k: Tensor, x: Tensor, heads: int) -> bool:
+    """Say whether the keys (b, m, d) are so few that tokens (b, n, d) need no queries of their own."""
+    return k.shape[1] < x.shape[1] and 2 * heads * k.shape[1] <= x.shape[2]
+
+
 class Attention(nn.Module):
     """Multi-head attention from tokens to themselves or to a context."""
 
@@ -74,7 +79,7 @@ class Attention(nn.Module):
         """Attend from x (b, n, d) to context (b, m, d), or to x itself."""
         kv_bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
         k, v = F.linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
-        if context is not None and context.shape[1] < x.shape[1] and 2 * self.heads * context.shape[1] <= x.shape[2]:
+        if is_few(k, x, self.heads):
             return self._read_few(x, k, v)
         return self.proj(attend(F.linear(x, self.q.weight, self.q_bias), k, v, self.heads))
 

@@ -26,7 +26,7 @@ class AnglesConfig(FeaturesConfig, frozen=True):
         "direct", description="two numbers (direct), or classes of angles and their expectation (binned)"
     )
     gaze_loss: Literal["mse", "l1", "angular"] = Field(
-        "mse", description="error of the angles: squared or absolute, mean of pitch and yaw, or angle between vectors"
+        "mse", description="error of the angles: squared or absolute, mean of pitch and yaw; or the angle between"
     )
     bin_deg: float = Field(3.0, description="width of a bin of the binned head in degrees; must divide 180", gt=0)
     regression_weight: float = Field(
@@ -82,28 +82,35 @@ class BinnedHead(nn.Module):
 
     def angles(self, features: Tensor) -> Tensor:
         """Return the expected angles (n, 2) float32 of features (n, d); yaw's expectation is that of directions."""
-        return self._expectation(self.pitch(features).float(), self.yaw(features).float())
+        pitch, sine, cosine = self._expectation(self.pitch(features).float(), self.yaw(features).float())
+        return torch.stack([pitch, torch.atan2(sine, cosine)], dim=1)
 
     def errors(self, features: Tensor, gaze: Tensor) -> Tensor:
-        """Return each row's error (n,): cross-entropies of both angles and the weighted error of the expectation."""
+        """Return each row's error (n,): cross-entropies of both angles and the weighted error of the expectation.
+
+        The latter is the distance d of the mean direction from the true one (for mse: d^2 / 2). Where small it is the
+        angle between; but an angle has no slope at a mean of length 0, and a head starts with all bins alike.
+        """
         pitch, yaw = self.pitch(features).float(), self.yaw(features).float()
         width = math.pi / len(self.pitch_centres)
         pitch_bin = ((gaze[:, 0] + math.pi / 2) / width).floor().long().clamp(0, len(self.pitch_centres) - 1)
         yaw_bin = ((gaze[:, 1] + math.pi) / width).floor().long() % len(self.yaw_centres)
-        angles = self._expectation(pitch, yaw)
-        # On the circle the true yaw is the one nearest to the expected.
-        turns = torch.round((angles[:, 1] - gaze[:, 1]) / math.tau).detach()
-        nearest = torch.stack([gaze[:, 0], gaze[:, 1] + turns * math.tau], dim=1)
-        entropies = F.cross_entropy(pitch, pitch_bin, reduction="none") + F.cross_entropy(
-            yaw, yaw_bin, reduction="none"
-        )
-        return entropies + self.weight * angle_errors(angles, nearest, self.kind)
+        entropies = [
+            F.cross_entropy(logits, chosen, reduction="none") for logits, chosen in ((pitch, pitch_bin), (yaw, yaw_bin))
+        ]
+        mean_pitch, sine, cosine = self._expectation(pitch, yaw)
+        level = mean_pitch.cos()
+        direction = torch.stack([level * sine, mean_pitch.sin(), -level * cosine], dim=1)
+        distance = torch.linalg.vector_norm(direction - to_vectors(gaze), dim=1)
+        regression = distance.square() / 2 if self.kind == "mse" else distance
+        return entropies[0] + entropies[1] + self.weight * regression
 
-    def _expectation(self, pitch: Tensor, yaw: Tensor) -> Tensor:
+    def _expectation(self, pitch: Tensor, yaw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean pitch and the mean sine and cosine of yaw, (n,) each, of logits."""
         # Sums of products, not matrix products, which autocast would round.
         p, w = pitch.softmax(-1), yaw.softmax(-1)
-        circular = torch.atan2((w * self.yaw_centres.sin()).sum(-1), (w * self.yaw_centres.cos()).sum(-1))
-        return torch.stack([(p * self.pitch_centres).sum(-1), circular], dim=1)
+        sine, cosine = (w * self.yaw_centres.sin()).sum(-1), (w * self.yaw_centres.cos()).sum(-1)
+        return (p * self.pitch_centres).sum(-1), sine, cosine
 
 
 GAZE_HEADS: dict[str, type[DirectHead] | type[BinnedHead]] = {"direct": DirectHead, "binned": BinnedHead}
