@@ -131,7 +131,7 @@ class Block(nn.Module):
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Return the rate of each block, rising evenly from 0 to `rate`."""
-    return torch.linspace(0, rate, depth).tolist()
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def initialise(module: nn.Module, scheme: Literal["normal", "xavier"]) -> None:

@@ -8,6 +8,7 @@ import argparse
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
     Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
     """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged or no file of PyTorch 1.6 or later; fetch it again, or save it anew")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,8 +45,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds more than weights and plain settings, so it was not opened: loading it could run code. "
             f"If you trust its origin, save its weights alone and load those. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch file; fetch it again ({error})") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged; fetch it again ({error})") from error
     for name in ("model", "module"):
         if isinstance(content, dict) and name in content:
             content = content[name]
