@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Workers and trials keep the driver's folder, so that relative paths in settings mean the same there.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ctrl-C is to reach our own code as KeyboardInterrupt; Tune would swallow it and return.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

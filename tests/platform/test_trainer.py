@@ -1,0 +1,223 @@
+"""Training on Ray's workers: what one process computes, whoever dies on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mien.platform import checkpoint, trainer
+from mien.platform.cluster import ClusterError
+from mien.platform.loop import LoopConfig
+from mien.platform.optim import OptimConfig
+from mien.platform.run import Run
+from mien.platform.storage import write_whole
+from mien.platform.trainer import Tail, TrainerConfig, WorkerError, fit
+from mien.platform.training import run_training
+
+LOOP = LoopConfig(steps=10, batch_size=4, checkpoint_every=2, log_every=1, precision="fp32", ema_decay=0.9)
+OPTIM = OptimConfig(lr=0.1, warmup_steps=2, scale_lr=False)
+TRAINER = TrainerConfig(cpus_per_worker=0.5)
+
+
+class Toy(nn.Module):
+    """A task of one layer; with dropout, a wrong seed after a resume shows."""
+
+    num_layers = 1
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+
+    def parameter_layers(self) -> dict[str, int]:
+        return {name: 1 for name, _ in self.named_parameters()}
+
+    def undecayed(self) -> set[str]:
+        return set()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (self.layers(batch["x"]) - 1).square().mean()}
+
+
+def share(step: int, rank: int, world: int) -> dict[str, Tensor]:
+    """Return a worker's part of the global batch of a step."""
+    whole = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+    return {"x": whole[rank * 4 // world : (rank + 1) * 4 // world]}
+
+
+def train(folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, commit: Any = None) -> None:
+    """Train the toy in its folder, with the accidents that the config asks for."""
+
+    def batches(step: int) -> Iterator[dict[str, Tensor]]:
+        while True:
+            once = folder / f"accident_{rank}"
+            if step == config.get("die_at") and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == config.get("raise_at"):
+                with (folder / "raised").open("a") as file:
+                    file.write("once\n")
+                raise ValueError("the clips must be there, but they are not")
+            time.sleep(config.get("seconds", 0))
+            yield share(step, rank, world)
+            step += 1
+
+    with Run(folder) as run:
+        run_training(
+            Toy(config["dropout"]),
+            batches,
+            OPTIM,
+            LOOP,
+            run,
+            num_clips=40,
+            about={},
+            rank=rank,
+            world=world,
+            commit=commit,
+        )
+
+
+def worker(config: dict[str, Any]) -> None:
+    """Run on each of Ray's workers."""
+    at = trainer.here()
+    train(Path(config["folder"]), config, at.rank, at.world, at.commit)
+
+
+def start(folder: Path, **config: Any) -> dict[str, Any]:
+    settings = {"folder": str(folder), "dropout": 0.5, **config}
+    Run.start(folder, settings, seed=0)
+    return settings
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    assert checkpoint.about(folder) == {}
+    return checkpoint.weights(folder) | {f"ema.{k}": v for k, v in checkpoint.weights(folder, ema=True).items()}
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(record["step"], record["train/loss"]) for record in map(json.loads, lines)]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """Return the folder of a run that no Ray and no accident touched."""
+    folder = tmp_path / "alone"
+    train(folder, start(folder))
+    return folder
+
+
+def test_only_whole_new_lines_are_read_and_a_file_that_took_its_place_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.records() == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.records() == [{"step": 1}, {"step": 2}]
+    assert tail.records() == []
+    with path.open("a") as file:
+        file.write('ep": 3}\n')
+    assert tail.records() == [{"step": 3}]
+    # What a resumed run leaves is longer than what was read before.
+    write_whole(path, '{"step": 1, "loss": 0.123456789}\n{"step": 2, "loss": 0.123456789}\n')
+    assert [record["step"] for record in tail.records()] == [1, 2]
+
+
+@pytest.mark.ray
+def test_a_lost_worker_is_started_again_and_changes_nothing(
+    ray_cluster: None, tmp_path: Path, alone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "broken"
+    fit(worker, start(folder, die_at=5), TRAINER, folder, total_steps=10, data_cpus=0.5)
+    assert (folder / "accident_0").exists()
+    assert losses(folder) == losses(alone)
+    assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
+    # Ray knows the newest checkpoints, and holds pointers to them instead of copies.
+    pointers = [json.loads(path.read_text()) for path in sorted(folder.glob("ray/*/step_*/pointer.json"))]
+    assert pointers == [{"checkpoint": str(folder / "checkpoints" / f"step_{step:08d}")} for step in (8, 10)]
+    printed = capfd.readouterr()
+    assert "training 10/10 steps" in printed.out and printed.err == ""
+
+
+@pytest.mark.ray
+def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, start(one, dropout=0))
+    fit(worker, start(two, dropout=0), TRAINER.model_copy(update={"workers": 2}), two, total_steps=10, data_cpus=0.5)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, weights(two)[name], atol=1e-5), name
+
+
+@pytest.mark.ray
+def test_a_users_error_ends_the_run_at_once_in_its_own_words(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"^the clips must be there, but they are not$"):
+        fit(worker, start(tmp_path, raise_at=3), TRAINER, tmp_path, total_steps=10, data_cpus=0.5)
+    assert (tmp_path / "raised").read_text() == "once\n"
+
+
+@pytest.mark.ray
+def test_workers_that_leave_the_data_no_cpu_are_refused_before_anything_starts(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match=r"no clip could be decoded.*trainer\.cpus_per_worker"):
+        fit(worker, {}, TrainerConfig(workers=4), tmp_path, total_steps=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from mien.platform.cluster import ClusterConfig, connect
+from mien.platform.run import Run, interruptible
+from mien.platform.trainer import fit
+sys.path.insert(0, {tests!r})
+import ray.cloudpickle, test_trainer
+ray.cloudpickle.register_pickle_by_value(test_trainer)
+folder = Path({folder!r})
+with interruptible(Run(folder), "the same command"), connect(ClusterConfig(num_cpus=2, object_store_gib=0.1)):
+    config = test_trainer.start(folder, seconds=0.3)
+    fit(test_trainer.worker, config, test_trainer.TRAINER, folder, total_steps=10)
+"""
+
+
+@pytest.mark.ray
+def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
+    processes: Any, tmp_path: Path, alone: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    program = [sys.executable, "-c", DRIVER.format(tests=str(Path(__file__).parent), folder=str(folder))]
+
+    def stop_at(step: int, number: signal.Signals) -> tuple[int, str]:
+        """Start the program, send its process group a signal once a checkpoint is there; return exit code and words."""
+        pipe = subprocess.PIPE
+        driver = subprocess.Popen(program, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        until = time.monotonic() + 100
+        while not (folder / "checkpoints" / f"step_{step:08d}").exists() and time.monotonic() < until:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+        started = processes.living(driver.pid)
+        # As a terminal does: Ctrl-C goes to the whole group. SIGKILL strikes the driver alone.
+        (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
+        said = driver.communicate(timeout=60)[0]
+        processes.wait_until_gone(started, 5)
+        processes.end(started)
+        assert losses(folder)[-1][0] < 10
+        return driver.returncode, said
+
+    assert stop_at(4, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, said = stop_at(8, signal.SIGINT)
+    assert code == 130 and "state kept at" in said and "resume with: the same command" in said
+    assert "Traceback" not in said
+
+    again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout
+    assert losses(folder) == losses(alone)
+    assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
