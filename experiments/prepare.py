@@ -55,7 +55,7 @@ def prepare_world(config: WorldConfig, output: Path) -> None:
         if not folder.is_dir() or (output / file).exists():
             continue
         settings, read = DATASETS[name]
-        extra = {"gaze": str(folder / "annotations" / "gaze.csv")} if name == "dfew" else {}
+        extra = {"gaze": "annotations/gaze.csv"} if name == "dfew" else {}
         manifest = read(settings(root=str(folder.resolve()), **extra))
         manifest.write(output / file)
         tell(manifest, output / file)

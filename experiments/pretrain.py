@@ -1,0 +1,168 @@
+"""Pretrain a masked autoencoder on unlabelled face videos: Ray Data streams clips to the workers of Ray Train.
+
+    python experiments/pretrain.py --config experiments/configs/pretrain_lgi_base.yaml --output output/pretrain \\
+        data.manifest=output/voxceleb2/manifest.parquet
+
+The same command in the same folder goes on from the newest checkpoint, in the middle of an epoch too, and ends with the
+weights of a run that never stopped. `reconstructions/` in the run folder shows what the model paints, as it learns.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+from mien.data_pipelines import clips, reading
+from mien.data_pipelines.augment import AugmentConfig
+from mien.data_pipelines.clips import StreamConfig
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.reading import ReadConfig
+from mien.data_pipelines.sampling import SamplingConfig
+from mien.models.mae import MaeConfig, MaskedAutoencoder
+from mien.platform import cluster, pictures, trainer
+from mien.platform.cluster import ClusterConfig
+from mien.platform.config import dump, parse, plain, rebuild, run_program
+from mien.platform.loop import LoopConfig
+from mien.platform.optim import OptimConfig
+from mien.platform.progress import table
+from mien.platform.run import Run, interruptible
+from mien.platform.sizes import sizes
+from mien.platform.trainer import TrainerConfig
+from mien.platform.training import run_training
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which videos, and how clips are read from them."""
+
+    manifest: str = Field("output/voxceleb2/manifest.parquet", description="manifest made by prepare.py; labels unused")
+    root: str | None = Field(None, description="folder of the videos, where it has moved since prepare.py")
+    sampling: SamplingConfig = SamplingConfig(rule="pretrain")
+    augment: AugmentConfig = AugmentConfig(kind="pretrain")
+
+
+class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
+    """One pretraining run."""
+
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
+    task: MaeConfig = MaeConfig()
+    optim: OptimConfig = OptimConfig(lr=3e-4, min_lr=1e-5, betas=(0.9, 0.95))
+    loop: LoopConfig = LoopConfig(batch_size=160, checkpoint_every=1000)
+    trainer: TrainerConfig = TrainerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    sheet_clips: int = Field(4, description="clips on a sheet of reconstructions; 0: no sheets", ge=0)
+
+
+def open_data(config: PretrainConfig) -> tuple[Manifest, ReadConfig]:
+    """Return the manifest and how its clips are read: as long and as large as the model takes them."""
+    manifest = Manifest.read(config.data.manifest, config.data.root)
+    tubes = config.task.backbone.tubes
+    read = reading.for_model(
+        config.data.sampling, config.data.augment, frames=tubes.frames, size=tubes.size, root=manifest.root
+    )
+    return manifest, read
+
+
+def worker(settings: dict[str, Any]) -> None:
+    """Train on one of Ray Train's workers; `settings` holds the config as plain data and the run folder."""
+    config, output = rebuild(PretrainConfig, settings["config"]), Path(settings["output"])
+    here = trainer.here()
+    run = Run(output)
+    manifest, read = open_data(config)
+    torch.manual_seed(config.loop.seed)
+    task = MaskedAutoencoder(config.task).to(here.device)
+
+    def batches(start_step: int) -> Iterator[dict[str, torch.Tensor]]:
+        stream = clips.stream(
+            manifest,
+            range(len(manifest)),
+            read,
+            config.stream,
+            seed=config.loop.seed,
+            batch_size=config.loop.batch_size,
+            rank=here.rank,
+            world_size=here.world,
+            start_step=start_step,
+            steps=config.loop.total_steps(len(manifest)) - start_step,
+        )
+        for batch, dropped in stream:
+            for record in dropped:
+                run.dropped(record)
+            yield batch
+
+    def commit(checkpoint: Path) -> None:
+        if here.rank == 0 and config.sheet_clips:
+            draw_sheet(task, manifest, read, config.sheet_clips, output / "reconstructions" / f"{checkpoint.name}.png")
+        here.commit(checkpoint)
+
+    with run:
+        run_training(
+            task,
+            batches,
+            config.optim,
+            config.loop,
+            run,
+            num_clips=len(manifest),
+            about={"task": plain(config.task), "fingerprint": manifest.fingerprint()},
+            rank=here.rank,
+            world=here.world,
+            commit=commit,
+        )
+
+
+def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, count: int, file: Path) -> None:
+    """Draw the same clips each time: what went in, what was visible, what was painted, and motion."""
+    chosen = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).astype(int).tolist()
+    views = [reading.read_views(manifest.row(row), row, read)[0] for row in chosen]
+    device = next(task.parameters()).device
+    batch = {
+        "clip": torch.from_numpy(np.stack([view["clip"] for view in views])).to(device),
+        "draw": torch.arange(len(views), device=device),
+    }
+    painted = task.reconstruct(batch)
+    rows = [[pictures.strip(painted[name][clip].cpu().numpy()) for name in painted] for clip in range(len(views))]
+    pictures.save(file, pictures.grid(rows, columns=[name.replace("_", " ") for name in painted]))
+
+
+def pretrain(config: PretrainConfig, output: Path) -> None:
+    """Pretrain in a run folder on the cluster that the config names; a finished folder is left as it is."""
+    output = output.absolute()
+    Run.start(output, plain(config), seed=config.loop.seed).close()
+    manifest, _ = open_data(config)
+    total = config.loop.total_steps(len(manifest))
+    if (output / "checkpoints" / f"step_{total:08d}" / "complete").is_file():
+        print(f"{output}: finished, {total:,} steps")
+        return
+    with cluster.connect(config.cluster):
+        trainer.fit(
+            worker,
+            {"config": plain(config), "output": str(output)},
+            config.trainer,
+            output,
+            total_steps=total,
+            data_cpus=config.stream.task_cpus,
+            label="pretraining",
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the command line and pretrain."""
+    call = parse(PretrainConfig, argv, __doc__)
+    config, output = call.config, call.output or Path("output/pretrain")
+    if call.dry_run:
+        manifest, _ = open_data(config)
+        tubes = config.task.backbone.tubes
+        print(dump(config))
+        clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
+        found = sizes(MaskedAutoencoder(config.task), clip, tubes.num_tokens, len(manifest), config.loop)
+        table([{"size": name, "value": value} for name, value in found.items()])
+        return
+    with interruptible(Run(output)):
+        pretrain(config, output)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,188 @@
+"""Search fine-tuning for DFEW: the combined loss's alpha and the hyper-parameters beside it, judged over the folds.
+
+    python experiments/tune_dfew.py --config experiments/configs/tune_dfew.yaml --output output/study_dfew
+    python experiments/tune_dfew.py --demo          # the whole job on the synthetic world, in minutes
+
+A trial is one configuration, fine-tuned on each fold in turn and scored on validation clips taken out of train; its
+running mean over folds decides whether it is pruned. The winner's models stay in `trials/<id>/fold_<k>/`, and
+`evaluate.py` opens the test clips with them, once. The same command in the same folder goes on after a stop.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from mien.data_pipelines import clips, splits
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.synthetic import WorldConfig
+from mien.experiments import evaluate, finetune, prepare, pretrain, report
+from mien.experiments.finetune import FinetuneConfig
+from mien.platform import cluster, tune
+from mien.platform import config as settings
+from mien.platform.cluster import ClusterConfig
+from mien.platform.config import ConfigError, plain, rebuild, run_program, with_overrides
+from mien.platform.progress import live_table
+from mien.platform.run import Run, interruptible
+from mien.platform.study import Choice, Range, Record, Space, StudyConfig
+
+# What is searched, by the dotted names of the fine-tuning settings.
+SPACE = {
+    "task.alpha": Range(low=0.1, high=10, log=True),
+    "optim.lr": Range(low=3e-4, high=3e-3, log=True),
+    "optim.layer_decay": Choice(values=(0.65, 0.75, 0.85)),
+    "drop_path": Range(low=0, high=0.2),
+}
+RECIPES = Path(__file__).resolve().parent / "configs"
+
+
+class TuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """A study: where it is judged, what is searched, and how long."""
+
+    manifests: tuple[str, ...] = Field(
+        ("output/dfew/manifest.parquet",), description="manifests made by prepare.py; of several, all folds of each"
+    )
+    folds: tuple[int, ...] | None = Field(None, description="folds a trial is judged on, in order; null: all")
+    space: Space = Field(SPACE, description="what is searched: fine-tuning settings and their ranges or choices")
+    finetune: FinetuneConfig = FinetuneConfig()
+    study: StudyConfig = StudyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def judged_folds(config: TuneConfig) -> dict[str, dict[str, Any]]:
+    """Return the settings of each (dataset, fold) a trial is judged on, by a name for its folder.
+
+    Raises ConfigError where a manifest is missing, saying how to get one.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in config.manifests:
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"there is no manifest at {Path(path).absolute()}; make it from DFEW as its owner ships it with\n"
+                "  python experiments/prepare.py dfew root=FOLDER_OF_DFEW --output output/dfew\n"
+                "or see the whole job on a synthetic world with\n  python experiments/tune_dfew.py --demo"
+            )
+        manifest = Manifest.read(path, config.finetune.data.root)
+        folds = [fold for fold in splits.folds(manifest) if config.folds is None or fold in config.folds]
+        prefix = f"{manifest.name}_" if len(config.manifests) > 1 else ""
+        for fold in folds or [None]:
+            name = f"{prefix}{fold or 1}"
+            if name in found:
+                raise ConfigError(f"manifests of a study must have different names, but two are {manifest.name!r}")
+            found[name] = {"data.manifest": str(Path(path).absolute()), "data.fold": fold}
+    return found
+
+
+def try_space(config: TuneConfig) -> None:
+    """Raise ConfigError, before the first trial, for a searched setting that does not exist or takes no such value."""
+    for key, entry in config.space.items():
+        for value in entry.examples():
+            with_overrides(config.finetune, {key: value})
+
+
+def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
+    """Fine-tune one configuration on one fold in a trial's process; return its validation scores."""
+    base = rebuild(FinetuneConfig, context["finetune"])
+    config = with_overrides(base, params | context["folds"][fold])
+    sources = clips.shared(context["clips"][config.data.manifest])
+    found = finetune.finetune(config, folder, sources)
+    return {name: found[name] for name in ("uar", "war", "angular_error_deg") if name in found}
+
+
+def show(records: list[Record]) -> list[dict[str, Any]]:
+    """Return a study's records as rows of the live table."""
+    return [
+        {
+            "trial": record["number"],
+            "state": record["state"],
+            **{key.rpartition(".")[2]: value for key, value in record["params"].items()},
+            "folds": len(record["folds"]),
+            "UAR": record["mean"].get("uar"),
+            "degrees": record["mean"].get("angular_error_deg"),
+            "seconds": round(record["seconds"]),
+        }
+        for record in records
+    ]
+
+
+def study(config: TuneConfig, output: Path) -> Record:
+    """Run the study in `output`, or what is left of it; return the winner."""
+    folds = judged_folds(config)
+    try_space(config)
+    Run.start(output, plain(config), seed=config.study.seed).close()
+    with cluster.connect(config.cluster), live_table("trials") as table:
+        # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
+        shared = {}
+        for path in dict.fromkeys(fold["data.manifest"] for fold in folds.values()):
+            manifest = Manifest.read(path, config.finetune.data.root)
+            shared[path] = clips.share(manifest, np.arange(len(manifest)), manifest.root)
+        context = {"finetune": plain(config.finetune), "folds": folds, "clips": shared}
+        winner = tune.run_study(
+            judge, config.space, list(folds), config.study, output, context, lambda records: table(show(records))
+        )
+    print(f"winner: trial {winner['trial']}, {winner['objective']} {winner['value']} on validation, {winner['params']}")
+    return winner
+
+
+def demo(name: str, output: Path) -> None:
+    """Do the whole job on the synthetic world: render, pretrain, search, evaluate, report."""
+    began = time.monotonic()
+    stages: dict[str, float] = {}
+    data = output / "data"
+    recipes = RECIPES / name
+
+    def chapter(title: str, stage: str) -> None:
+        stages[stage] = time.monotonic() - began
+        print(f"\n== {title} ({stages[stage]:.0f} s)", flush=True)
+
+    chapter("A synthetic world of faces", "prepare")
+    prepare.prepare_world(settings.load(WorldConfig, recipes / "world.yaml", {}), data)
+    # One cluster for all that follows: starting Ray takes as long as a fold.
+    searched = settings.load(
+        TuneConfig,
+        recipes / "study.yaml",
+        {"manifests": [str(data / prepare.LABELLED)], "finetune.pretrained": str(output / "pretrain")},
+    )
+    pretrained = settings.load(
+        pretrain.PretrainConfig, recipes / "pretrain.yaml", {"data.manifest": str(data / prepare.UNLABELLED)}
+    )
+    with cluster.connect(searched.cluster):
+        chapter("Pretraining on unlabelled videos", "pretrain")
+        pretrain.pretrain(pretrained, output / "pretrain")
+        chapter("A study over alpha and five folds", "study")
+        study(searched, output / "study")
+    chapter("The winner meets the test clips", "evaluate")
+    evaluate.main([str(output / "study")])
+    chapter("Report", "report")
+    report.main([str(output / "study"), "--output", str(output / "report.html")])
+    print(f"\ndone in {time.monotonic() - began:.0f} s")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the command line and run the study, or the demo."""
+    flags = {
+        "demo": "do the whole job on the synthetic world, in under ten minutes on two cores",
+        "demo-long": "the same with more clips, steps and trials, in under an hour",
+    }
+    call = settings.parse(TuneConfig, argv, __doc__, flags=flags)
+    for flag in call.flags:
+        output = call.output or Path("output") / flag
+        with interruptible(Run(output)):
+            demo(flag.replace("-", "_"), output)
+        return
+    if call.dry_run:
+        folds = judged_folds(call.config)
+        try_space(call.config)
+        print(settings.dump(call.config))
+        print(f"{call.config.study.trials} trials over {len(folds)} fold(s): {', '.join(folds)}")
+        return
+    output = call.output or Path("output/study_dfew")
+    with interruptible(Run(output)):
+        study(call.config, output)
+
+
+if __name__ == "__main__":
+    run_program(main)
