@@ -17,7 +17,14 @@ from mien.data_pipelines import decode
 from mien.data_pipelines.augment import AugmentConfig, augment
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest
-from mien.data_pipelines.sampling import SamplingConfig, pretrain_indices, stream, train_indices, view_indices
+from mien.data_pipelines.sampling import (
+    SamplingConfig,
+    ablated,
+    pretrain_indices,
+    stream,
+    train_indices,
+    view_indices,
+)
 from mien.data_pipelines.threads import in_order
 
 Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
@@ -70,8 +77,8 @@ def read_train(
     """Return the training clip that `draw` chooses of manifest line `index`; raises DecodeError."""
     frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
     choose = pretrain_indices if config.sampling.rule == "pretrain" else train_indices
-    indices = row["start"] + choose(row["frames"], config.sampling, frames_rng)
-    clip = decode.read(source or locate(row, config.root), indices)
+    indices = ablated(choose(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
+    clip = decode.read(source or locate(row, config.root), row["start"] + indices)
     clip, gaze = augment(clip, _gaze(row), augment_rng, config.augment, config.size)
     return _example(row, index, draw, clip, gaze)
 
@@ -79,7 +86,8 @@ def read_train(
 def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Encoded | None = None) -> list[Example]:
     """Return the evaluation views of manifest line `index`, resized and nothing else; raises DecodeError."""
     plain = config.augment.model_copy(update={"kind": "none"})
-    views = view_indices(row["frames"], config.sampling)
+    rng = np.random.default_rng(index)  # of the row alone, so that an evaluation can be repeated
+    views = [ablated(view, config.sampling, rng) for view in view_indices(row["frames"], config.sampling)]
     frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views))
     frames, gaze = augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)
     clips = np.split(frames, len(views))

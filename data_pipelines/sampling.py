@@ -30,6 +30,11 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     published_views: bool = Field(
         False, description="evaluate segments x crops views as published, repeated ones included, for comparison"
     )
+    ablate: Literal["none", "still", "reversed", "shuffled"] = Field(
+        "none",
+        description="spoil a clip's motion, in training and evaluation, to see what it is worth: still = the middle "
+        "frame again and again; reversed = the frames backwards; shuffled = the frames in any order",
+    )
 
     @property
     def span(self) -> int:
@@ -140,3 +145,16 @@ def view_indices(num_frames: int, config: SamplingConfig) -> list[np.ndarray]:
     else:
         starts = list(dict.fromkeys(starts))
     return [kept[start : start + config.frames] for start in starts]
+
+
+def ablated(indices: np.ndarray, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return a clip's indices with its motion spoilt as `config.ablate` says; only `shuffled` draws."""
+    match config.ablate:
+        case "none":
+            return indices
+        case "still":
+            return np.full_like(indices, indices[len(indices) // 2])
+        case "reversed":
+            return indices[::-1]
+        case "shuffled":
+            return rng.permutation(indices)

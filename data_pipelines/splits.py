@@ -2,7 +2,8 @@
 
 The published system has no validation part: it selects and reports on the same clips. Here validation comes out of
 train, by whole persons where persons are known and by whole files where they are not, in the proportions of the
-classes; `paper` gives the published protocol for comparison, and every split says which it is.
+classes. For comparison, `paper` gives the published protocol and `leaky` a validation part that shares its persons with
+train; every split says which it is.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,14 @@ class SplitError(ValueError):
 class SplitConfig(BaseModel, frozen=True, extra="forbid"):
     """How validation is chosen."""
 
-    protocol: Literal["honest", "paper"] = Field(
+    protocol: Literal["honest", "paper", "leaky"] = Field(
         "honest",
-        description="honest = validation carved out of train; paper = validation is the test part, as published",
+        description="honest = validation carved out of train, by persons; paper = validation is the test part, as "
+        "published; leaky = carved out clip by clip, its persons seen in training: only to show how much that flatters",
     )
-    validation_ratio: float = Field(0.1, gt=0, lt=1, description="honest: share of each class of train that validates")
+    validation_ratio: float = Field(
+        0.1, gt=0, lt=1, description="honest, leaky: share of each class of train that validates"
+    )
     seed: int = Field(0, ge=0, description="which persons or files validate")
 
 
@@ -50,7 +54,8 @@ def folds(manifest: Manifest) -> list[int]:
 def split(manifest: Manifest, fold: int | None, config: SplitConfig) -> Split:
     """Return the parts for one official fold, or for the official test part where `fold` is None.
 
-    An official validation part is used as it is. Raises SplitError where fold, classes or groups do not allow it.
+    An honest split takes an official validation part as it is. Raises SplitError where fold, classes or groups do not
+    allow it.
     """
     parts = np.array([part or "" for part in manifest.column("split")])
     if fold is None:
@@ -63,6 +68,9 @@ def split(manifest: Manifest, fold: int | None, config: SplitConfig) -> Split:
         is_test = np.array([tested == fold for tested in manifest.column("fold")]) | (parts == "test")
     rest, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     _check_classes(manifest, rest)
+    if config.protocol == "leaky":
+        chosen = _carve(np.arange(len(rest)), _labels(manifest)[rest], config.validation_ratio, config.seed)
+        return Split(rest[~chosen], rest[chosen], test, "leaky", "clip")
     groups = _groups(manifest)
     whole = "subject" if None not in manifest.column("subject") else "clip"
     if config.protocol == "paper":
@@ -87,12 +95,6 @@ def split(manifest: Manifest, fold: int | None, config: SplitConfig) -> Split:
             f"train and val must not share a {whole}, but {manifest.name}'s official parts share {len(shared)}"
         )
     return Split(train, val, test, "honest", whole)
-
-
-def clip_level(manifest: Manifest, ratio: float, seed: int) -> Split:
-    """Return a split of all clips that ignores who is seen: it leaks, and exists to show how much."""
-    chosen = _carve(np.arange(len(manifest)), _labels(manifest), ratio, seed)
-    return Split(np.flatnonzero(~chosen), np.flatnonzero(chosen), np.empty(0, np.int64), "leaky", "clip")
 
 
 def fewer_labels(manifest: Manifest, rows: np.ndarray, ratio: float, seed: int) -> np.ndarray:

@@ -292,7 +292,8 @@ def main(argv: Sequence[str]) -> None:
         return
     output = call.output or Path("output/finetune")
     with interruptible(Run(output), between_steps=True) as interrupt:
-        print(summary(finetune(call.config, output, interrupt=interrupt)))
+        found = finetune(call.config, output, interrupt=interrupt)
+    print(summary(found, title=f"validation, protocol {found['protocol']}"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ FEW_SUBJECTS = 10  # a bootstrap over fewer is known to be too narrow
 PROTOCOLS = {
     "honest": "honest: validation from train",
     "paper": "paper: validation = test",
-    "leaky": "leaky: persons on both sides",
+    "leaky": "leaky: validation shares persons with train",
 }
 
 
@@ -126,7 +126,9 @@ def verdict(found: Outcome | None, subject: str, missing_words: str) -> list[Htm
         warning = "Under this protocol settings were chosen on the very clips they are judged by: figures flatter."
         parts.append(paragraph(warning, css="alert"))
     if found.protocol.startswith("leaky"):
-        warning = "Clips of one person stand in train and test, so persons are recognised too: figures flatter."
+        warning = (
+            "Validation shows persons of train, who are recognised too: its figures, and choices by them, flatter."
+        )
         parts.append(paragraph(warning, css="alert"))
     if found.openings > 1:
         words = (

@@ -159,3 +159,19 @@ def test_sources_can_be_read_only(manifest: Manifest, config: ReadConfig) -> Non
     packed.data.flags.writeable = False
     ((batch, _),) = local_batches(manifest, range(5), 5, 0, config, steps=1, sources=packed)
     assert batch["clip"].flags.writeable and len(batch["row"]) == 5
+
+
+@pytest.mark.parametrize("kind", ["still", "reversed", "shuffled"])
+def test_motion_is_spoilt_in_training_and_evaluation_alike(manifest: Manifest, config: ReadConfig, kind: str) -> None:
+    plain = config.model_copy(update={"augment": AugmentConfig(kind="none")})
+    spoilt = plain.model_copy(update={"sampling": config.sampling.model_copy(update={"ablate": kind})})
+    row = manifest.row(0)
+    for read in (lambda how: read_train(row, 0, 5, how), lambda how: read_views(row, 0, how)[1]):
+        before, after, again = read(plain)["clip"], read(spoilt)["clip"], read(spoilt)["clip"]
+        assert np.array_equal(after, again)
+        if kind == "still":
+            assert all(np.array_equal(frame, before[2]) for frame in after)
+        elif kind == "reversed":
+            assert np.array_equal(after, before[::-1])
+        else:
+            assert sorted(frame.tobytes() for frame in after) == sorted(frame.tobytes() for frame in before)

@@ -5,6 +5,7 @@ import pytest
 
 from mien.data_pipelines.sampling import (
     SamplingConfig,
+    ablated,
     clip_draw,
     epoch_order,
     pretrain_indices,
@@ -145,3 +146,15 @@ def test_draws_differ_and_fit_an_int64() -> None:
     assert min(draws) >= 0 and 2**62 < max(draws) < 2**63
     # Known answer: the stream of a run that is resumed years later.
     assert clip_draw(0, 0, 0) == 5898334001734180887
+
+
+def test_an_ablated_clip_holds_the_same_frames_in_another_order_or_one_of_them() -> None:
+    indices, rng = np.arange(10, 26, 2), np.random.default_rng(0)
+    found = {
+        kind: ablated(indices, SamplingConfig(ablate=kind), rng).tolist()
+        for kind in ("none", "still", "reversed", "shuffled")
+    }
+    assert found["none"] == indices.tolist()
+    assert found["still"] == [18] * 8
+    assert found["reversed"] == indices.tolist()[::-1]
+    assert found["shuffled"] != indices.tolist() and sorted(found["shuffled"]) == indices.tolist()
