@@ -5,8 +5,9 @@
     python experiments/prepare.py synthetic --output output/world          # renders the world first
 
 The first word names the dataset, the settings after it are its reader's; `python experiments/prepare.py dfew --help`
-lists them. Writes `DIR/manifest.parquet` and, for the synthetic world, `DIR/unlabelled.parquet` beside it. What a
-reader could not use is listed in `DIR/rejected.jsonl`.
+lists them. Where a dataset has no official folds, `folds=5` makes five, each person (or file) in one of them. Writes
+`DIR/manifest.parquet` and, for the synthetic world, `DIR/unlabelled.parquet` beside it. What a reader could not use is
+listed in `DIR/rejected.jsonl`.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mien.data_pipelines import synthetic_layouts
+from mien.data_pipelines import splits, synthetic_layouts
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.preparers import DATASETS
 from mien.data_pipelines.synthetic import WorldConfig
@@ -28,12 +29,13 @@ from mien.platform.storage import storing, write_whole
 LABELLED, UNLABELLED = "manifest.parquet", "unlabelled.parquet"
 
 
-def prepare(name: str, config: BaseModel, output: Path) -> Manifest:
-    """Read one dataset and write its manifest; return it."""
-    read = DATASETS[name][1]
+def prepare(name: str, config: BaseModel, output: Path, folds: int | None = None) -> Manifest:
+    """Read one dataset, perhaps make folds, and write its manifest; return it."""
+    manifest = DATASETS[name][1](config)
+    if folds is not None:
+        manifest = splits.make_folds(manifest, folds, seed=0)
     with storing(output):
         output.mkdir(parents=True, exist_ok=True)
-        manifest = read(config)
         manifest.write(output / LABELLED)
     tell(manifest, output / LABELLED)
     if manifest.rejected:
@@ -87,6 +89,10 @@ def main(argv: Sequence[str]) -> None:
     name, *rest = argv
     if name not in names:
         raise ConfigError(f"the first word must name a dataset, one of {', '.join(names)}; got {name!r}")
+    folds = [word.removeprefix("folds=") for word in rest if word.startswith("folds=")]
+    if not all(count.isdecimal() for count in folds):
+        raise ConfigError(f"folds must be a whole number, as in folds=5; got {folds[-1]!r}")
+    rest = [word for word in rest if not word.startswith("folds=")]
     call = parse(WorldConfig if name == "synthetic" else DATASETS[name][0], rest, __doc__)
     if call.dry_run:
         print(call.config)
@@ -95,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
     if isinstance(call.config, WorldConfig):
         prepare_world(call.config, output)
     else:
-        prepare(name, call.config, output)
+        prepare(name, call.config, output, int(folds[-1]) if folds else None)
 
 
 if __name__ == "__main__":
