@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from pydantic import BaseModel, Field
+from pydantic import Field
 from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
+
+from mien.data_pipelines.unreadable import DropLimit
 
 MIB = 2**20
 CLOSE_SECONDS = 5  # that leaving waits for a task that does not end; its thread then ends with the process
@@ -26,7 +28,7 @@ CLOSE_SECONDS = 5  # that leaving waits for a task that does not end; its thread
 Batch = dict[str, np.ndarray]
 
 
-class StreamConfig(BaseModel, frozen=True, extra="forbid"):
+class StreamConfig(DropLimit, frozen=True, extra="forbid"):
     """How clips travel from Ray's data tasks to a training worker."""
 
     task_cpus: float = Field(1.0, gt=0, description="CPUs that Ray counts for a data task; training workers leave some")
@@ -36,12 +38,10 @@ class StreamConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=2, description="blocks of one worker ready or in work; null: 4 + 2 for each CPU it may count on"
     )
     segment_blocks: int = Field(256, ge=2, description="blocks of one Ray Data execution; the next one overlaps")
-    max_dropped_ratio: float = Field(0.05, ge=0, le=1, description="share of unreadable clips that stops the run")
-    dropped_after: int = Field(200, ge=1, description="clips seen by a worker before that share is judged")
     stall_seconds: float = Field(300.0, gt=0, description="longest wait for a batch, seconds; then an error")
 
 
-class StalledError(RuntimeError):
+class StalledError(ValueError):
     """No batch came for `stall_seconds`."""
 
 

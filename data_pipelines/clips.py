@@ -22,7 +22,6 @@ from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import (
     Batch,
-    Dropped,
     EvaluationDecodeError,
     ReadConfig,
     load_manifest,
@@ -30,16 +29,13 @@ from mien.data_pipelines.reading import (
     read_views,
 )
 from mien.data_pipelines.sampling import stream as positions_of
+from mien.data_pipelines.unreadable import DropCount, Dropped
 
 if TYPE_CHECKING:  # data tasks import this file too, and need no torch: a second and 150 MiB for each of them
     import torch
 
 CHUNK_ROWS = 512  # clips of one shared object; some 64 MiB of DFEW's frames
 WORDS = ("video", "path", "reason")  # columns that tell why a clip is not there
-
-
-class DroppedTooManyError(ValueError):
-    """More clips than `max_dropped_ratio` cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +98,11 @@ def stream(
         end = min(begin + clips, last)
         return Task(partial(_read_clips, begin, end, table, share, read), end - begin)
 
-    seen, missing = 0, 0
-    examples: list[Dropped] = []
+    count = DropCount(config, "stream")
     execution = Execution(task, math.ceil((last - first) / clips), clips * _clip_bytes(read), config, world_size)
     for batch in execution.batches(len(share), batches_per_block=clips / len(share)):
         dropped = _dropped(batch)
-        seen, missing = seen + len(batch["ok"]), missing + len(dropped)
-        examples += dropped[: 10 - len(examples)]
-        if len(dropped) == len(batch["ok"]):
-            raise DroppedTooManyError(_too_many("a batch must hold a readable clip, but this one has none", dropped))
-        if seen >= config.dropped_after and missing > config.max_dropped_ratio * seen:
-            rule = f"at most stream.max_dropped_ratio={config.max_dropped_ratio:g} of the clips may be unreadable"
-            raise DroppedTooManyError(_too_many(f"{rule}, but {missing} of {seen} are", examples))
+        count.add(len(batch["ok"]), dropped)
         yield _tensors(batch), dropped
 
 
@@ -214,11 +203,6 @@ def _tensors(batch: Batch) -> dict[str, "torch.Tensor"]:
     if batch["ok"].all():
         return {name: torch.from_numpy(batch[name]) for name in names}
     return {name: torch.from_numpy(batch[name][batch["ok"]]) for name in names}
-
-
-def _too_many(rule: str, dropped: Sequence[Dropped]) -> str:
-    shown = "".join(f"\n  {clip['path']}: {clip['reason']}" for clip in dropped[:10])
-    return f"{rule}. Repair them, or prepare the manifest again without them. The first:{shown}"
 
 
 def _clip_bytes(read: ReadConfig) -> int:

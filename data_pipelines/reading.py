@@ -8,7 +8,7 @@ evaluation it ends the run, after all the others were tried, with one error that
 from collections.abc import Generator, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -26,10 +26,17 @@ from mien.data_pipelines.sampling import (
     view_indices,
 )
 from mien.data_pipelines.threads import in_order
+from mien.data_pipelines.unreadable import Dropped
 
 Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
 Batch = dict[str, np.ndarray]  # the same names, stacked
-Dropped = dict[str, Any]  # row, video, path, reason, position: one line of dropped.jsonl
+
+
+class Files(Protocol):
+    """Encoded files by manifest line, in memory: `decode.Packed`, or a study's clips (`clips.Sources`)."""
+
+    def source(self, index: int) -> Encoded:
+        """Return the files of manifest line `index`."""
 
 
 class ReadConfig(BaseModel, frozen=True, extra="forbid"):
@@ -94,7 +101,7 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
     return [{**_example(row, index, 0, clip, gaze), "view": np.int64(view)} for view, clip in enumerate(clips)]
 
 
-def _source(sources: Packed | None, index: int) -> Encoded | None:
+def _source(sources: Files | None, index: int) -> Encoded | None:
     return None if sources is None else sources.source(index)
 
 
@@ -126,7 +133,7 @@ def local_batches(
     start_step: int = 0,
     steps: int | None = None,
     threads: int = 1,
-    sources: Packed | None = None,
+    sources: Files | None = None,
 ) -> Generator[tuple[Batch, list[Dropped]], None, None]:
     """Yield (batch, dropped) for `steps` steps, or without end, of the stream over the manifest lines `rows`.
 
@@ -164,7 +171,7 @@ def local_views(
     batch_size: int,
     config: ReadConfig,
     threads: int = 1,
-    sources: Packed | None = None,
+    sources: Files | None = None,
 ) -> Iterator[Batch]:
     """Yield the evaluation views of the manifest lines `rows` in order; a video's views can fall into two batches.
 

@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     call = settings.parse(TuneConfig, argv, __doc__, flags=flags)
     for flag in call.flags:
         output = call.output or Path("output") / flag
-        with interruptible(Run(output)):
+        with interruptible(Run(output), kept=f"all that was finished is kept in {output}"):
             demo(flag.replace("-", "_"), output)
         return
     if call.dry_run:
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{call.config.study.trials} trials over {len(folds)} fold(s): {', '.join(folds)}")
         return
     output = call.output or Path("output/study_dfew")
-    with interruptible(Run(output)):
+    with interruptible(Run(output), kept=f"trials, finished folds and checkpoints are kept in {output}"):
         study(call.config, output)
 
 

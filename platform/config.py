@@ -20,7 +20,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from mien.platform.storage import StorageError
+
 C = TypeVar("C", bound=BaseModel)
+# What whoever called a program can put right. Anything else is a fault of ours, and its traceback says where.
+MISTAKES = (ValueError, StorageError, FileNotFoundError, PermissionError)
 
 
 class ConfigError(ValueError):
@@ -162,9 +166,12 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Run a program's main: a user's mistake ends in one message and exit code 2, never in a traceback."""
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # of a program without state of its own; see run.interruptible
+        print("\nstopped; the same command begins again, and keeps what is whole", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _value(name: str, text: str) -> Any:

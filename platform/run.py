@@ -215,11 +215,13 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible(run: Run, command: str | None = None, *, between_steps: bool = False) -> Iterator[Interrupt]:
+def interruptible(
+    run: Run, command: str | None = None, *, between_steps: bool = False, kept: str | None = None
+) -> Iterator[Interrupt]:
     """Make Ctrl-C end the program with exit code 130, saying where its state is and how to go on.
 
     With `between_steps` the first Ctrl-C only sets `asked`, for a loop that looks at it after each step; a second one
-    stops at once.
+    stops at once. `kept` says what is kept of a program that is more than one training run.
     """
     interrupt = Interrupt()
 
@@ -232,9 +234,10 @@ def interruptible(run: Run, command: str | None = None, *, between_steps: bool =
     try:
         yield interrupt
     except KeyboardInterrupt:
-        kept = checkpoint.newest(run.checkpoints)
-        state = f"state kept at {kept}" if kept else "no checkpoint yet, so the next run begins anew"
-        print(f"\n{state}; resume with: {command or this_command()}", file=sys.stderr, flush=True)
+        if kept is None:
+            newest = checkpoint.newest(run.checkpoints)
+            kept = f"state kept at {newest}" if newest else "no checkpoint yet, so the next run begins anew"
+        print(f"\n{kept}; resume with: {command or this_command()}", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGINT, before)

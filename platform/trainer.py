@@ -3,7 +3,8 @@
 The worker builds its task and calls `run_training`; here it learns who it is and registers its checkpoints. The run
 folder is the truth: Ray's own folder below it, `ray/`, holds pointers to our checkpoints and is made anew by every
 driver, so a driver that was killed leaves nothing that could be read wrongly. A worker or node that is lost makes Ray
-start all workers again, and they begin at the newest checkpoint; an error of ours (a ValueError) ends the run at once.
+start all workers again, and they begin at the newest checkpoint; an error of ours (a ValueError, a full disk) ends the
+run at once, in its own words.
 
 On a machine of two CPUs one worker takes one and a data task the other; `fit` refuses what would leave none.
 """
@@ -28,7 +29,7 @@ from pydantic import BaseModel, Field
 from mien.platform import checkpoint, cluster
 from mien.platform.progress import progress
 from mien.platform.run import config_hash
-from mien.platform.storage import storing, write_whole
+from mien.platform.storage import StorageError, storing, write_whole
 
 RunConfig: Any = ray.train.RunConfig  # of Train V2, which type checkers do not see
 Worker = Callable[[dict[str, Any]], None]
@@ -50,7 +51,7 @@ class TrainerConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class TrainerError(RuntimeError):
+class TrainerError(ValueError):
     """The workers could not be started or were lost too often."""
 
 
@@ -104,7 +105,8 @@ def fit(
 
     `config` is plain data and `output` the run folder, which all nodes see; progress is read from its records.
     `data_cpus` are those of one data task of the workers' streams, 0 if they have none. Raises ClusterError if they
-    cannot all run, WorkerError with the words of a worker's ValueError, and TrainerError for anything else.
+    cannot all run, WorkerError with the words of a worker's ValueError or StorageError, and TrainerError for
+    anything else.
     """
     gpu = ray.cluster_resources().get("GPU", 0) > 0 if trainer.gpu is None else trainer.gpu
     cluster.check_workers(
@@ -159,7 +161,7 @@ def _guarded(worker: Worker, folder: Path) -> Worker:
         write_whole(folder / f"started_{context.get_world_rank()}", "")
         try:
             worker(config)
-        except ValueError as error:
+        except (ValueError, StorageError) as error:
             write_whole(failure, json.dumps({"error": str(error)}) + "\n")
             # Others would wait for this worker in vain, so it has to fail, and Ray starts them all to hear it again.
             if context.get_world_size() > 1:

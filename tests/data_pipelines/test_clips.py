@@ -11,10 +11,11 @@ import ray
 
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.blocks import StalledError, StreamConfig, clips_per_block
-from mien.data_pipelines.clips import DroppedTooManyError, Share, evaluation_views, share, shared, stream
+from mien.data_pipelines.clips import Share, evaluation_views, share, shared, stream
 from mien.data_pipelines.manifest import Manifest, build
 from mien.data_pipelines.reading import EvaluationDecodeError, ReadConfig, local_batches, local_views
 from mien.data_pipelines.sampling import SamplingConfig
+from mien.data_pipelines.unreadable import DroppedTooManyError
 
 # Blocks of two batches of two clips and segments of two blocks: every border is crossed within a few steps.
 CONFIG = StreamConfig(block_clips=4, segment_blocks=2, task_cpus=0.5, dropped_after=6, stall_seconds=60)

@@ -1,5 +1,6 @@
 """A setting is born once, set by a recipe, overridden on the command line, and checked before anything starts."""
 
+import errno
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from mien.platform import config as settings
 from mien.platform.config import ConfigError
+from mien.platform.storage import StorageError
 
 
 class Adam(BaseModel, frozen=True, extra="forbid"):
@@ -116,11 +118,38 @@ def test_help_lists_every_setting_with_its_meaning(capsys: pytest.CaptureFixture
         assert key in shown
 
 
-def test_a_program_tells_a_users_mistake_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("alpha must be at least 0, got -1"),
+        StorageError(errno.ENOSPC, "alpha must be at least 0, got -1"),
+    ],
+)
+def test_a_program_tells_a_users_mistake_without_a_traceback(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(_: object) -> None:
-        raise ConfigError("alpha must be at least 0, got -1")
+        raise error
 
     with pytest.raises(SystemExit) as stop:
         settings.run_program(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: alpha must be at least 0, got -1\n"
+
+
+def test_a_fault_of_ours_shows_where_it_is() -> None:
+    def main(_: object) -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        settings.run_program(main)
+
+
+def test_ctrl_c_ends_any_program_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        settings.run_program(main)
+    assert stop.value.code == 130
+    assert "stopped; the same command begins again" in capsys.readouterr().err

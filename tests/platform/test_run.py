@@ -135,6 +135,14 @@ def test_ctrl_c_says_where_the_state_is_and_how_to_go_on(
         assert said in last and last.endswith(f"; resume with: {COMMAND}")
 
 
+def test_ctrl_c_in_a_program_of_many_runs_says_what_it_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), interruptible(Run(tmp_path), COMMAND, kept="finished folds are kept"):
+        press_ctrl_c()
+    assert capsys.readouterr().err == f"\nfinished folds are kept; resume with: {COMMAND}\n"
+
+
 def test_the_first_ctrl_c_waits_for_the_step_and_the_second_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
