@@ -20,7 +20,7 @@ from mien.models.backbone import Task
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.platform import optim
-from mien.platform.config import parse, run_program
+from mien.platform.config import dump, parse, run_program
 from mien.platform.storage import write_whole
 
 
@@ -61,8 +61,12 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Read the command line, measure and print."""
     call = parse(StepConfig, argv, __doc__)
     config = call.config
+    if call.dry_run:
+        print(dump(config))
+        return
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,69 @@
+"""The benchmarks take minutes; here they only have to start, and what they compute from their runs has to be right."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from mien.experiments.benchmarks import learning, memory
+from mien.platform import config as settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = sorted(
+    path.stem
+    for path in (ROOT / "experiments" / "benchmarks").glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
+WITH_SETTINGS = [name for name in PROGRAMS if name != "rendering"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_benchmark_says_how_it_is_called(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = importlib.import_module(f"mien.experiments.benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--help"]) if name in WITH_SETTINGS else program.main()
+    assert not ended.value.code
+    assert f"python experiments/benchmarks/{name}.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", WITH_SETTINGS)
+def test_a_dry_run_prints_the_settings_and_does_nothing(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    program = importlib.import_module(f"mien.experiments.benchmarks.{name}")
+    program.main(["--dry-run", "--output", str(tmp_path / "out")])
+    assert "batch_size:" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_arms_of_every_claim_are_settings_that_exist_and_differ(tmp_path: Path) -> None:
+    config = settings.load(learning.LearningConfig, learning.RECIPE, {})
+    for claim in config.claims:
+        one, two = (
+            learning.run_config(config, claim, arm, 1, tmp_path) for arm in learning.arms(claim, config).values()
+        )
+        assert one != two
+        assert (one.data.fold, one.data.split.seed, one.loop.seed) == (2, 1, 1)
+        assert one.data.manifest == two.data.manifest
+
+
+def test_a_claim_is_judged_by_the_mean_over_seeds_of_the_difference() -> None:
+    by_arm = {"new": [{"test/uar": 0.5}, {"test/uar": 0.75}], "old": [{"test/uar": 0.5}, {"test/uar": 0.5}]}
+    found = learning.verdict(by_arm, [learning.Measure("test/uar", 0.125)])
+    gain = found["claimed"]["test/uar: new - old"]
+    assert gain["seeds"] == [0.0, 0.25] and gain["mean"] == 0.125 and gain["reached"]
+    assert found["arms"]["old"]["test/uar"] == {"mean": 0.5, "sd": 0.0, "seeds": [0.5, 0.5]}
+    worse = learning.verdict(by_arm, [learning.Measure("test/uar", 0.126)])
+    assert not worse["claimed"]["test/uar: new - old"]["reached"]
+
+
+def test_memory_counts_this_process_and_flatness_compares_the_second_fifth_with_the_last() -> None:
+    assert memory.memory()["driver"] > 10
+    kinds = dict.fromkeys(memory.PARTS, 0.0)
+    samples = [{"step": step, **kinds, "driver": 2.0 * step, "all": 2.0 * step} for step in range(100)]
+    assert memory.flatness(samples, 100)["growth"] == 120
+    assert memory.flatness(samples[:50], 100) == {}
