@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import reading
-from mien.experiments.finetune import FinetuneConfig, Fold, device_here, load_run, summary, train_gaze, validate
+from mien.experiments.finetune import FinetuneConfig, Fold, device_here, load_run, train_gaze, validate
 from mien.platform import pictures, predict, scores
-from mien.platform.config import ConfigError, parse, run_program
-from mien.platform.progress import progress
+from mien.platform.config import ConfigError, dump, parse, run_program
+from mien.platform.progress import progress, table
 from mien.platform.run import append, records
 from mien.platform.storage import storing, write_whole
 
@@ -44,7 +45,8 @@ def runs_of(folder: Path) -> dict[str, Path]:
         places = sorted((folder / "trials" / trial).glob("*fold_*"), key=lambda place: (len(place.name), place.name))
         return {place.name.replace("fold_", ""): place for place in places}
     if (folder / "scores.json").is_file():
-        return {"1": folder}
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return {str(config["data"]["fold"] or 1): folder}
     raise ConfigError(
         f"expected the folder of a finished study (winner.json) or fine-tuning run (scores.json), but {folder} holds "
         "neither; give the folder that --output named, after its program has ended"
@@ -82,6 +84,19 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     keep_mistakes(mistakes, config.mistakes, output / "mistakes")
     write_whole(output / "scores.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def test_sizes(place: Path) -> dict[str, Any]:
+    """Return what evaluating a run amounts to; the test clips stay closed."""
+    settings, fold, task = load_run(place)
+    views = settings.data.sampling.segments * settings.data.sampling.crops
+    return {
+        "run": str(place),
+        "test clips": len(fold.split.test),
+        "views a clip": views,
+        "tokens": settings.task.backbone.tubes.num_tokens,
+        "parameters": sum(parameter.numel() for parameter in task.parameters()),
+    }
 
 
 def wrong(videos: pa.Table, fold: Fold, settings: FinetuneConfig) -> list[dict[str, Any]]:
@@ -133,7 +148,8 @@ def main(argv: Sequence[str]) -> None:
     )
     folder = Path(call.config.folder)
     if call.dry_run:
-        print("\n".join(f"would evaluate {place} on its test clips" for place in runs_of(folder).values()))
+        print(dump(call.config))
+        table([test_sizes(place) for place in runs_of(folder).values()])
         return
     done = folder / "test" / "scores.json"
     if done.is_file() and "again" not in call.flags:
@@ -143,7 +159,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         result = evaluate(call.config, folder)
         append(folder / "test" / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds")})
-    print(summary(result["pooled"], title=f"test, {len(result['folds'])} fold(s), protocol {result['protocol']}"))
+    print(
+        scores.summary(result["pooled"], title=f"test, {len(result['folds'])} fold(s), protocol {result['protocol']}")
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from mien.data_pipelines import mixing, reading, splits
 from mien.data_pipelines.augment import AugmentConfig
-from mien.data_pipelines.decode import Packed
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.mixing import MixingConfig
-from mien.data_pipelines.reading import ReadConfig
+from mien.data_pipelines.reading import Files, ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
 from mien.data_pipelines.splits import Split, SplitConfig
+from mien.data_pipelines.unreadable import DropCount, DropLimit
 from mien.models import published, tasks
 from mien.models.backbone import BackboneConfig, FeatureTask, load_backbone
 from mien.models.combined import CombinedConfig
@@ -39,7 +39,7 @@ from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_p
 from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig
 from mien.platform.progress import table
-from mien.platform.run import Interrupt, Run, interruptible
+from mien.platform.run import Interrupt, Run, differences, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.training import run_training
@@ -47,7 +47,7 @@ from mien.platform.training import run_training
 LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
 
 
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
+class DataConfig(DropLimit, frozen=True, extra="forbid"):
     """Which clips, and how they are read."""
 
     manifest: str = Field("output/dfew/manifest.parquet", description="manifest made by prepare.py")
@@ -98,15 +98,22 @@ def open_fold(config: FinetuneConfig, tubes: TubesConfig) -> Fold:
     return Fold(manifest, split, read)
 
 
+def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
+    """Return the config with what checkpoint and manifest decide, and the clips."""
+    config = completed(config)
+    fold = open_fold(config, config.task.backbone.tubes)
+    return with_classes(config, fold.manifest.classes), fold
+
+
 def completed(config: FinetuneConfig) -> FinetuneConfig:
     """Return the config with the backbone of the checkpoint, if there is one, and stochastic depth of fine-tuning."""
     backbone = config.task.backbone
     if config.pretrained is not None:
-        saved = pretrained_backbone(config.pretrained)
-        if backbone not in (saved, BackboneConfig()) and backbone.encoder.name != saved.encoder.name:
+        saved = pretrained_backbone(config.pretrained, backbone)
+        if backbone not in (saved, BackboneConfig()):
             raise ConfigError(
-                f"task.backbone comes from the checkpoint {config.pretrained} ({saved.encoder.name}), but the settings "
-                f"ask for {backbone.encoder.name}; leave task.backbone out, or pretrain that encoder first"
+                f"task.backbone comes from the checkpoint {config.pretrained}, but the settings ask for another:"
+                f"{differences(plain(saved), plain(backbone))}\nleave task.backbone out, or pretrain that one first"
             )
         backbone = saved
     encoder = backbone.encoder.model_copy(update={"drop_path": config.drop_path})
@@ -125,7 +132,7 @@ def with_classes(config: FinetuneConfig, classes: Sequence[str]) -> FinetuneConf
 def with_task(config: FinetuneConfig, **known: Any) -> FinetuneConfig:
     """Return the config with fields of its task replaced, and checked again."""
     task = config.task.model_copy(update=known)
-    return config.model_copy(update={"task": type(task).model_validate(task.model_dump())})
+    return config.model_copy(update={"task": rebuild(type(task), plain(task))})
 
 
 def is_published(path: str) -> bool:
@@ -133,10 +140,14 @@ def is_published(path: str) -> bool:
     return Path(path).is_file()
 
 
-def pretrained_backbone(path: str) -> BackboneConfig:
-    """Return the backbone's config of one of our checkpoints or of a published file."""
+def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
+    """Return the backbone's config of one of our checkpoints or of a published file.
+
+    Weights do not tell frames, size and region; those of a published file are as asked, or else as published.
+    """
     if is_published(path):
-        return published.describe(published.read_state(path)).backbone
+        region = None if asked == BackboneConfig() else asked.region
+        return published.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
     about = checkpoint.about(Path(path))
     return rebuild(BackboneConfig, about["task"]["backbone"])
 
@@ -148,11 +159,11 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
     assert isinstance(task, FeatureTask)
     if config.pretrained is None:
         return task
+    norm: Literal["pretrained", "new"] = "pretrained" if config.pretrained_norm else "new"
     if is_published(config.pretrained):
-        report = published.load(published.read_state(config.pretrained), task)
+        report = published.load(task, published.read_state(config.pretrained), norm, head="new")
     else:
-        state = checkpoint.weights(Path(config.pretrained))
-        report = load_backbone(task, state, "pretrained" if config.pretrained_norm else "new")
+        report = load_backbone(task, checkpoint.weights(Path(config.pretrained)), norm)
     print(f"{config.pretrained}: {report}")
     return task
 
@@ -163,7 +174,7 @@ def device_here() -> torch.device:
 
 
 def training_batches(
-    config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Packed | None
+    config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Files | None
 ) -> Iterator[dict[str, Tensor]]:
     """Yield mixed batches from a step on; unreadable clips go to dropped.jsonl and may not become too many."""
     stream = reading.local_batches(
@@ -177,15 +188,17 @@ def training_batches(
         sources=sources,
     )
     mix = config.task.name == "expression" or (config.task.name == "combined" and config.task.gaze_weight == 0)
+    count = DropCount(config.data, "data")
     for step, (arrays, dropped) in enumerate(stream, start=start_step):
         for record in dropped:
             run.dropped(record)
+        count.add(config.loop.batch_size, dropped)
         batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
         yield mixing.mix(batch, config.loop.seed + step, config.data.mixing) if mix else batch
 
 
 def validate(
-    task: FeatureTask, config: FinetuneConfig, fold: Fold, rows: np.ndarray, sources: Packed | None, seed: int
+    task: FeatureTask, config: FinetuneConfig, fold: Fold, rows: np.ndarray, sources: Files | None, seed: int
 ) -> tuple[Any, dict[str, Any]]:
     """Predict manifest lines and score them; return (one row a video, scores)."""
     batches = reading.local_views(
@@ -205,7 +218,7 @@ def train_gaze(fold: Fold) -> np.ndarray | None:
 
 
 def finetune(
-    config: FinetuneConfig, output: Path, sources: Packed | None = None, interrupt: Interrupt | None = None
+    config: FinetuneConfig, output: Path, sources: Files | None = None, interrupt: Interrupt | None = None
 ) -> dict[str, Any]:
     """Train on one fold and score its validation clips; a folder that is finished only gives its scores back.
 
@@ -215,9 +228,7 @@ def finetune(
     record = output / "scores.json"
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
-    config = completed(config)
-    fold = open_fold(config, config.task.backbone.tubes)
-    config = with_classes(config, fold.manifest.classes)
+    config, fold = opened(config)
     with run:
         task = make_task(config).to(device_here())
         about = {
@@ -264,36 +275,25 @@ def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
     return config, fold, task
 
 
-def summary(found: dict[str, Any], title: str = "validation") -> str:
-    """Return scores as lines for a person."""
-    lines = [f"{title}: {found['num_clips']:,} clips, {found.get('num_subjects', 'unknown')} subjects"]
-    for name, words in (("uar", "UAR"), ("war", "WAR"), ("angular_error_deg", "gaze error")):
-        if name in found:
-            low, high = found["intervals"][name]
-            unit = " deg" if name.endswith("deg") else ""
-            lines.append(f"  {words:<10} {found[name]:.3f}{unit}  (95 % interval {low:.3f} to {high:.3f})")
-    if "constant_error_deg" in found:
-        lines.append(f"  {'constant':<10} {found['constant_error_deg']:.3f} deg: always the mean gaze of train")
-    return "\n".join(lines)
+def run_sizes(config: FinetuneConfig, fold: Fold) -> dict[str, str]:
+    """Return what a completed config amounts to, for a dry run."""
+    tubes = config.task.backbone.tubes
+    clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
+    return sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop)
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the command line and fine-tune."""
     call = parse(FinetuneConfig, argv, __doc__)
     if call.dry_run:
-        config = completed(call.config)
-        tubes = config.task.backbone.tubes
-        fold = open_fold(config, tubes)
-        config = with_classes(config, fold.manifest.classes)
+        config, fold = opened(call.config)
         print(dump(config))
-        clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
-        found = sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop)
-        table([{"size": name, "value": value} for name, value in found.items()])
+        table([{"size": name, "value": value} for name, value in run_sizes(config, fold).items()])
         return
     output = call.output or Path("output/finetune")
     with interruptible(Run(output), between_steps=True) as interrupt:
         found = finetune(call.config, output, interrupt=interrupt)
-    print(summary(found, title=f"validation, protocol {found['protocol']}"))
+    print(scores.summary(found, title=f"validation, protocol {found['protocol']}"))
 
 
 if __name__ == "__main__":

@@ -16,39 +16,55 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
 from mien.data_pipelines import splits, synthetic_layouts
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.preparers import DATASETS
 from mien.data_pipelines.synthetic import WorldConfig
-from mien.platform.config import ConfigError, parse, run_program
+from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.progress import progress, table
 from mien.platform.storage import storing, write_whole
 
 LABELLED, UNLABELLED = "manifest.parquet", "unlabelled.parquet"
 
 
-def prepare(name: str, config: BaseModel, output: Path, folds: int | None = None) -> Manifest:
-    """Read one dataset, perhaps make folds, and write its manifest; return it."""
-    manifest = DATASETS[name][1](config)
-    if folds is not None:
-        manifest = splits.make_folds(manifest, folds, seed=0)
+def with_folds(settings: type[BaseModel]) -> type[BaseModel]:
+    """Return a reader's settings with one more: folds that its dataset does not have."""
+    meaning = "folds of our own, for a dataset without; each person is in one of them"
+    return create_model(
+        settings.__name__, __base__=settings, folds=(int | None, Field(None, description=meaning, ge=2))
+    )
+
+
+def read(name: str, config: BaseModel) -> Manifest:
+    """Read one dataset, and make folds if they are asked for."""
+    with progress("reading", unit="files") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done)
+
+        manifest = DATASETS[name][1](config, advance)
+    folds = getattr(config, "folds", None)
+    return manifest if folds is None else splits.make_folds(manifest, folds, seed=0)
+
+
+def write(manifest: Manifest, output: Path) -> None:
+    """Write a manifest, and beside it what its reader could not use."""
     with storing(output):
         output.mkdir(parents=True, exist_ok=True)
         manifest.write(output / LABELLED)
-    tell(manifest, output / LABELLED)
     if manifest.rejected:
         lines = (json.dumps({"path": item.path, "reason": item.reason}) + "\n" for item in manifest.rejected)
         write_whole(output / "rejected.jsonl", "".join(lines))
         print(f"{len(manifest.rejected)} files could not be used: {output / 'rejected.jsonl'}")
-    return manifest
 
 
 def prepare_world(config: WorldConfig, output: Path) -> None:
     """Render the synthetic world (or what is missing of it), and read it as DFEW and VoxCeleb2 are read."""
     root = output / "world"
-    with progress("rendering", unit="clips") as bar:
+    with progress("rendering", unit="clips") as bar, storing(output):
         for done in synthetic_layouts.write(config, root, processes=os.cpu_count() or 1):
             bar.total = done.total
             bar.advance(done.done - bar.done)
@@ -56,10 +72,11 @@ def prepare_world(config: WorldConfig, output: Path) -> None:
     for file, (name, folder) in parts.items():
         if not folder.is_dir() or (output / file).exists():
             continue
-        settings, read = DATASETS[name]
+        settings, reader = DATASETS[name]
         extra = {"gaze": "annotations/gaze.csv"} if name == "dfew" else {}
-        manifest = read(settings(root=str(folder.resolve()), **extra))
-        manifest.write(output / file)
+        manifest = reader(settings(root=str(folder.resolve()), **extra))
+        with storing(output):
+            manifest.write(output / file)
         tell(manifest, output / file)
 
 
@@ -89,19 +106,22 @@ def main(argv: Sequence[str]) -> None:
     name, *rest = argv
     if name not in names:
         raise ConfigError(f"the first word must name a dataset, one of {', '.join(names)}; got {name!r}")
-    folds = [word.removeprefix("folds=") for word in rest if word.startswith("folds=")]
-    if not all(count.isdecimal() for count in folds):
-        raise ConfigError(f"folds must be a whole number, as in folds=5; got {folds[-1]!r}")
-    rest = [word for word in rest if not word.startswith("folds=")]
-    call = parse(WorldConfig if name == "synthetic" else DATASETS[name][0], rest, __doc__)
+    call = parse(WorldConfig if name == "synthetic" else with_folds(DATASETS[name][0]), rest, __doc__)
     if call.dry_run:
-        print(call.config)
-        return
+        print(dump(call.config))
     output = call.output or Path("output") / name
     if isinstance(call.config, WorldConfig):
+        if call.dry_run:
+            labelled = call.config.identities * call.config.clips_per_identity
+            videos = call.config.unlabelled_identities * call.config.videos_per_identity
+            print(f"{labelled:,} labelled clips, {videos:,} unlabelled videos, {call.config.tracks:,} gaze tracks")
+            return
         prepare_world(call.config, output)
-    else:
-        prepare(name, call.config, output, int(folds[-1]) if folds else None)
+        return
+    manifest = read(name, call.config)
+    tell(manifest, output / LABELLED)
+    if not call.dry_run:
+        write(manifest, output)
 
 
 if __name__ == "__main__":

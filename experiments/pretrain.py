@@ -18,11 +18,12 @@ from pydantic import BaseModel, Field
 from mien.data_pipelines import clips, reading
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.clips import StreamConfig
+from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
-from mien.platform import cluster, pictures, trainer
+from mien.platform import checkpoint, cluster, pictures, trainer
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
@@ -116,7 +117,14 @@ def worker(settings: dict[str, Any]) -> None:
 def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, count: int, file: Path) -> None:
     """Draw the same clips each time: what went in, what was visible, what was painted, and motion."""
     chosen = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).astype(int).tolist()
-    views = [reading.read_views(manifest.row(row), row, read)[0] for row in chosen]
+    views = []
+    for row in chosen:
+        try:
+            views.append(reading.read_views(manifest.row(row), row, read)[0])
+        except DecodeError:  # dropped.jsonl tells of it when training meets it; here its line is missing
+            continue
+    if not views:
+        return
     device = next(task.parameters()).device
     batch = {
         "clip": torch.from_numpy(np.stack([view["clip"] for view in views])).to(device),
@@ -133,9 +141,12 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     Run.start(output, plain(config), seed=config.loop.seed).close()
     manifest, _ = open_data(config)
     total = config.loop.total_steps(len(manifest))
-    if (output / "checkpoints" / f"step_{total:08d}" / "complete").is_file():
+    newest = checkpoint.newest(output / "checkpoints")
+    if newest is not None and checkpoint.number(newest) >= total:
         print(f"{output}: finished, {total:,} steps")
         return
+    if newest is not None:
+        print(f"going on from {newest}", flush=True)
     with cluster.connect(config.cluster):
         trainer.fit(
             worker,

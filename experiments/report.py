@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from mien.data_pipelines.manifest import Manifest, ManifestError
 from mien.platform import report_costs, report_data, report_results, report_runs, report_search, report_verdict
-from mien.platform.config import parse, run_program
+from mien.platform.config import dump, parse, run_program
 from mien.platform.pages import Html, Section, gathered, page, paragraph
 from mien.platform.records import Run, Study, flat, read, read_run
 from mien.platform.storage import storing, write_whole
@@ -42,8 +42,7 @@ def study_page(study: Study) -> str:
     problems = list(study.problems)
     name = study.folder.parent.name if study.folder.name == "study" else study.folder.name
     found = report_verdict.outcome(study.test, "test", study.config)
-    stages = {"pretraining": study.pretraining, "test": study.test}
-    stages = {stage: run for stage, run in stages.items() if run}
+    stages = {stage: run for stage, run in (("pretraining", study.pretraining), ("test", study.test)) if run}
     runs = {f"fold {fold}": run for fold, run in study.folds.items()} | stages
     configs = {"the study": study.config} | {stage: run.config for stage, run in stages.items()}
     places = {"study": study.environment} | {stage: run.environment for stage, run in stages.items()}
@@ -141,6 +140,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(call.config.folder)
     output = call.output or folder / "report.html"
     if call.dry_run:
+        print(dump(call.config))
         print(f"would write {output} from the records in {folder}")
         return
     html = report(folder)

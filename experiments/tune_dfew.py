@@ -25,12 +25,12 @@ from mien.platform import cluster, tune
 from mien.platform import config as settings
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import ConfigError, plain, rebuild, run_program, with_overrides
-from mien.platform.progress import live_table
+from mien.platform.progress import live_table, table
 from mien.platform.run import Run, interruptible
 from mien.platform.study import Choice, Range, Record, Space, StudyConfig
 
 # What is searched, by the dotted names of the fine-tuning settings.
-SPACE = {
+SPACE: Space = {
     "task.alpha": Range(low=0.1, high=10, log=True),
     "optim.lr": Range(low=3e-4, high=3e-3, log=True),
     "optim.layer_decay": Choice(values=(0.65, 0.75, 0.85)),
@@ -66,7 +66,9 @@ def judged_folds(config: TuneConfig) -> dict[str, dict[str, Any]]:
                 "or see the whole job on a synthetic world with\n  python experiments/tune_dfew.py --demo"
             )
         manifest = Manifest.read(path, config.finetune.data.root)
-        folds = [fold for fold in splits.folds(manifest) if config.folds is None or fold in config.folds]
+        folds: list[int | None] = [
+            fold for fold in splits.folds(manifest) if config.folds is None or fold in config.folds
+        ]
         prefix = f"{manifest.name}_" if len(config.manifests) > 1 else ""
         for fold in folds or [None]:
             name = f"{prefix}{fold or 1}"
@@ -113,7 +115,7 @@ def study(config: TuneConfig, output: Path) -> Record:
     folds = judged_folds(config)
     try_space(config)
     Run.start(output, plain(config), seed=config.study.seed).close()
-    with cluster.connect(config.cluster), live_table("trials") as table:
+    with cluster.connect(config.cluster), live_table("trials") as show_trials:
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
         shared = {}
         for path in dict.fromkeys(fold["data.manifest"] for fold in folds.values()):
@@ -121,7 +123,7 @@ def study(config: TuneConfig, output: Path) -> Record:
             shared[path] = clips.share(manifest, np.arange(len(manifest)), manifest.root)
         context = {"finetune": plain(config.finetune), "folds": folds, "clips": shared}
         winner = tune.run_study(
-            judge, config.space, list(folds), config.study, output, context, lambda records: table(show(records))
+            judge, config.space, list(folds), config.study, output, context, lambda records: show_trials(show(records))
         )
     print(f"winner: trial {winner['trial']}, {winner['objective']} {winner['value']} on validation, {winner['params']}")
     return winner
@@ -177,7 +179,9 @@ def main(argv: Sequence[str]) -> None:
         folds = judged_folds(call.config)
         try_space(call.config)
         print(settings.dump(call.config))
-        print(f"{call.config.study.trials} trials over {len(folds)} fold(s): {', '.join(folds)}")
+        print(f"up to {call.config.study.trials} trials over {len(folds)} fold(s): {', '.join(folds)}; each fold:")
+        first = finetune.opened(with_overrides(call.config.finetune, next(iter(folds.values()))))
+        table([{"size": name, "value": value} for name, value in finetune.run_sizes(*first).items()])
         return
     output = call.output or Path("output/study_dfew")
     with interruptible(Run(output), kept=f"trials, finished folds and checkpoints are kept in {output}"):

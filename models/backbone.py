@@ -217,6 +217,8 @@ def load_backbone(task: FeatureTask, state: Mapping[str, Tensor], norm: Literal[
     """
     taken = {name: value for name, value in state.items() if name.startswith("backbone.")}
     if norm == "pretrained":
+        if "norm.weight" not in state:
+            raise ValueError("the final norm comes from an autoencoder, but these weights have none; take a new norm")
         taken |= {name.replace("norm.", "fc_norm.", 1): state[name] for name in ("norm.weight", "norm.bias")}
     left = {
         name: "belongs to the task it was trained for"

@@ -136,15 +136,19 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def refuse_other(output: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise RunError if a folder's config is not the given one."""
-    old, new = flat(there), flat(given)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
-    if keys:
-        lines = [f"\n  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} given" for key in keys[:20]]
-        more = f"\n  and {len(keys) - 20} more" if len(keys) > 20 else ""
+    if differ := differences(there, given):
         raise RunError(
-            f"a run folder belongs to one config, but {output} was made with another:{''.join(lines)}{more}\n"
+            f"a run folder belongs to one config, but {output} was made with another:{differ}\n"
             "give the same settings to go on with it, or another --output to start anew"
         )
+
+
+def differences(there: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return what differs between two configs, a setting a line; nothing if they are equal."""
+    old, new = flat(there), flat(given)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+    lines = [f"\n  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} given" for key in keys[:20]]
+    return "".join(lines) + (f"\n  and {len(keys) - 20} more" if len(keys) > 20 else "")
 
 
 def environment(seed: int, command: str) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def environment(seed: int, command: str) -> dict[str, Any]:
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
-            "mien": mien.__version__,
+            "mien": mien.__version__,  # type: ignore[attr-defined]  # mypy sees the folder instead of mien.py
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in PACKAGES},
         },

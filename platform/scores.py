@@ -166,6 +166,19 @@ def angular_error(truth_rad: np.ndarray, predicted_rad: np.ndarray) -> np.ndarra
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
+def summary(found: Mapping[str, Any], title: str) -> str:
+    """Return scores as lines for a person."""
+    lines = [f"{title}: {found['num_clips']:,} clips, {found.get('num_subjects', 'unknown')} subjects"]
+    for name, words in (("uar", "UAR"), ("war", "WAR"), ("angular_error_deg", "gaze error")):
+        if name in found:
+            low, high = found["intervals"][name]
+            unit = " deg" if name.endswith("deg") else ""
+            lines.append(f"  {words:<10} {found[name]:.3f}{unit}  (95 % interval {low:.3f} to {high:.3f})")
+    if "constant_error_deg" in found:
+        lines.append(f"  {'constant':<10} {found['constant_error_deg']:.3f} deg: always the mean gaze of train")
+    return "\n".join(lines)
+
+
 def fold_summary(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the arithmetic mean over folds of each score they all have, as published totals are, with its spread.
 

@@ -25,7 +25,11 @@ from mien.platform.run import Run
 from mien.platform.storage import storing, write_whole
 
 Objective = Literal["uar", "war", "angular_error_deg"]
-DIRECTIONS = {"uar": "maximize", "war": "maximize", "angular_error_deg": "minimize"}
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "uar": "maximize",
+    "war": "maximize",
+    "angular_error_deg": "minimize",
+}
 Record = dict[str, Any]
 
 
@@ -153,11 +157,11 @@ class Study:
             if record["id"] not in self._running:
                 return self._begin(record)
         while self._asked() < self.config.trials:
-            trial = self._ask()
-            same = self.records.get(self._id(trial.params))
+            asked = self._ask()
+            same = self.records.get(self._id(asked.params))
             if same is None:
-                return self._begin(self._record(trial))
-            self._tell(trial.number, same)
+                return self._begin(self._record(asked))
+            self._tell(asked.number, same)
         return None
 
     def fold_done(self, identity: str, fold: str, scores: Mapping[str, float], seconds: float) -> bool:

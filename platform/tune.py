@@ -94,7 +94,7 @@ class Asker(Unsaved, Searcher):
         super().__init__(metric="fold_seconds", mode="min")
         self.book = book
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """Return the next configuration, or that there is none."""
         record = self.book.next()
         return Searcher.FINISHED if record is None else {name: record[name] for name in ("id", "number", "params")}
