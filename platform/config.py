@@ -241,13 +241,8 @@ def _validated(config_class: type[C], tree: Mapping[str, Any]) -> C:
         return config_class.model_validate(tree)
     except ValidationError as error:
         lines = []
+        tags = {_tag(model) for field in _all_fields(config_class) for model in _models(field.annotation)}
         for item in error.errors():
-            tags = {
-                _tag(m)
-                for f in _all_fields(config_class)
-                for m in _models(f.annotation)
-                if len(_models(f.annotation)) > 1
-            }
             key = ".".join(str(part) for part in item["loc"] if part not in tags)
             message = item["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(item["input"], Mapping | BaseModel) else f"; got {item['input']!r}"
