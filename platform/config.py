@@ -244,9 +244,9 @@ def _validated(config_class: type[C], tree: Mapping[str, Any]) -> C:
         tags = {_tag(model) for field in _all_fields(config_class) for model in _models(field.annotation)}
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"] if part not in tags)
-            message = item["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(item["input"], Mapping | BaseModel) else f"; got {item['input']!r}"
-            lines.append(f"{key}: {message}{shown}" if key else message)
+            message = item["msg"].removeprefix("Value error, ") + shown
+            lines.append(f"{key}: {message}" if key else message)
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -262,8 +262,7 @@ def _unknown(config_class: type[BaseModel], path: str, key: str) -> str:
 
 
 def _nearest(word: object, choices: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(word), choices, 1, 0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return "".join(f" (did you mean {near}?)" for near in difflib.get_close_matches(str(word), choices, 1, 0.6))
 
 
 def _all_fields(config_class: type[BaseModel]) -> Iterator[FieldInfo]:
