@@ -202,7 +202,7 @@ class MaskedAutoencoder(Task):
     def _loss(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
         """Return each clip's squared error (b,), weighted as the config has it."""
         config, tubes = self.config.target, self.backbone.config.tubes
-        error = (prediction.float() - target).square()
+        error = (target - prediction).square()  # float32, as the target is
         if config.motion_weight is None:
             return error.mean(dim=(1, 2))
         of_frames = error.unflatten(-1, (tubes.tubelet, -1)).mean(dim=-1)
@@ -220,10 +220,11 @@ def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def target_of(pixels: Tensor, tubes: TubesConfig, config: TargetConfig) -> Tensor:
     """Return what is to be painted for all tubes (b, n, tube_pixels), given their pixels in 0..1."""
-    y = pixels.clone()
     if config.normalise:
         mean, scale = statistics(pixels)
-        y.unflatten(-1, (-1, CHANNELS)).sub_(mean).div_(scale)
+        y = (pixels.unflatten(-1, (-1, CHANNELS)) - mean).div_(scale).flatten(-2)
+    else:
+        y = pixels.clone()
     return add_first_frames(y, tubes, config.group, -1) if config.motion else y
 
 

@@ -66,7 +66,9 @@ def test_few_keys_take_the_short_way_and_have_the_same_gradients(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
 
 
-def test_fused_and_plain_attention_agree() -> None:
+@pytest.mark.parametrize("cached", [1, 100, 1 << 21])
+def test_fused_and_plain_attention_agree(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CACHED_SCORES", cached)
     q, k, v = (torch.randn(2, n, 32) for n in (5, 9, 9))
     heads = [x.view(2, -1, 4, 8).transpose(1, 2) for x in (q, k, v)]
     fused = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
