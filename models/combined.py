@@ -37,6 +37,9 @@ class Combined(FeatureTask):
         initialise(self, "normal")
         scale_head(self.class_head, config.head_scale)
         scale_head(self.gaze_head, config.gaze_head_scale)
+        # A head that nothing teaches is not to decay, nor to be waited for by parallel workers.
+        self.class_head.requires_grad_(config.alpha > 0)
+        self.gaze_head.requires_grad_(config.gaze_weight > 0)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `loss`, `class_loss` and `gaze_loss` of a batch with clip, label and gaze."""

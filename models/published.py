@@ -136,16 +136,13 @@ def describe(
     encoder: LgiFormerConfig | VitConfig = VitConfig(**sizes)
     if "lg_region_tokens" in state:
         same = [stage for stage in STAGES if _equal(state, stage)]
+        third_norms = (("cross", "third_attn_norm1"), ("self", "third_attn_norm0"))
         encoder = LgiFormerConfig(
             **sizes,
             region=region or _region(len(state["lg_region_tokens"]), tubes),
             first="cross" if "blocks.0.first_attn_norm1.weight" in state else "self",
             second="blocks.0.second_attn_norm0.weight" in state,
-            third="cross"
-            if "blocks.0.third_attn_norm1.weight" in state
-            else "self"
-            if "blocks.0.third_attn_norm0.weight" in state
-            else "none",
+            third=next((kind for kind, norm in third_norms if f"blocks.0.{norm}.weight" in state), "none"),
             sharing="all" if "second_attn" in same else "first_third" if same else "none",
         )
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)

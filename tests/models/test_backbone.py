@@ -51,6 +51,11 @@ def test_the_final_norm_is_taken_when_asked(
     assert set(report.fresh) == {"head.weight", "head.bias"} and "norm.weight" not in report.left
 
 
+def test_a_final_norm_that_is_not_there_is_refused(small: Callable[..., BackboneConfig]) -> None:
+    with pytest.raises(ValueError, match="comes from an autoencoder"):
+        load_backbone(finetuned(small()), finetuned(small()).state_dict(), norm="pretrained")
+
+
 def test_another_fine_tuned_task_gives_its_backbone_too(small: Callable[..., BackboneConfig]) -> None:
     first, second = finetuned(small(), num_classes=5), finetuned(small(), num_classes=3)
     report = load_backbone(second, first.state_dict())
