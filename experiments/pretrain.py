@@ -131,8 +131,10 @@ def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, co
         "draw": torch.arange(len(views), device=device),
     }
     painted = task.reconstruct(batch)
-    rows = [[pictures.strip(painted[name][clip].cpu().numpy()) for name in painted] for clip in range(len(views))]
-    pictures.save(file, pictures.grid(rows, columns=[name.replace("_", " ") for name in painted]))
+    # Two clips side by side, a line for each kind of picture, so that one looks down from what was to what was painted.
+    pairs = [range(first, min(first + 2, len(views))) for first in range(0, len(views), 2)]
+    rows = [[pictures.strip(painted[name][clip].cpu().numpy()) for clip in pair] for pair in pairs for name in painted]
+    pictures.save(file, pictures.grid(rows, labels=[name.replace("_", " ") for _ in pairs for name in painted]))
 
 
 def pretrain(config: PretrainConfig, output: Path) -> None:
