@@ -122,7 +122,6 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storing(folder):
             (folder / "trials").mkdir(parents=True, exist_ok=True)
-        new = not (folder / "study.db").exists()
         self.optuna = optuna.create_study(
             storage=f"sqlite:///{folder.absolute() / 'study.db'}",
             study_name=folder.absolute().name,
@@ -130,9 +129,8 @@ class Study:
             pruner=optuna.pruners.SuccessiveHalvingPruner(config.grace_folds, config.reduction_factor, 0),
             load_if_exists=True,
         )
-        if new:
-            for point in config.start_points:
-                self.optuna.enqueue_trial(point)
+        for point in config.start_points:
+            self.optuna.enqueue_trial(point, skip_if_exists=True)
         self.records: dict[str, Record] = {}
         for path in sorted((folder / "trials").glob("*/trial.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -152,12 +150,12 @@ class Study:
         """Return the record of the next trial to run, first of those a killed driver left; None when all are given."""
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             record = self.records.get(trial.user_attrs.get("id", ""))
-            if record is None:  # killed between Optuna's answer and our record of it
-                record = self._record(trial)
+            if record is None:  # killed while Optuna answered, perhaps after half of the answer
+                record = self._record(self._suggest(optuna.trial.Trial(self.optuna, trial._trial_id)))
             if record["id"] not in self._running:
                 return self._begin(record)
         while self._asked() < self.config.trials:
-            asked = self._ask()
+            asked = self._suggest(self.optuna.ask())
             same = self.records.get(self._id(asked.params))
             if same is None:
                 return self._begin(self._record(asked))
@@ -177,8 +175,10 @@ class Study:
             if absent:
                 raise StudyError(f"the objective must be a score of every fold, but {fold} has no {', '.join(absent)}")
             if len(self.config.objectives) == 1:
-                trial = optuna.trial.Trial(self.optuna, self._frozen(record)._trial_id)
-                trial.report(record["mean"][self.config.objectives[0]], step=len(done))
+                told = self.optuna.get_trials(deepcopy=False)[record["number"]]
+                trial = optuna.trial.Trial(self.optuna, told._trial_id)
+                if len(done) not in told.intermediate_values:  # else killed between telling Optuna and our record
+                    trial.report(record["mean"][self.config.objectives[0]], step=len(done))
                 if len(done) < len(self.folds) and trial.should_prune():
                     return self._end(record, "pruned")
             if len(done) == len(self.folds):
@@ -231,22 +231,21 @@ class Study:
         trials = self.optuna.get_trials(deepcopy=False)
         return sum(trial.state != TrialState.WAITING for trial in trials)
 
-    def _ask(self) -> optuna.trial.Trial:
-        # A new generator for each trial: suggestions then follow from the trials before, also after a restart.
-        self.optuna.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=self.config.startup_trials,
-            seed=int.from_bytes(hashlib.blake2b(f"{self.config.seed} {self._asked()}".encode()).digest()[:4], "big"),
-        )
-        trial = self.optuna.ask(self.distributions)
+    def _suggest(self, trial: optuna.trial.Trial) -> optuna.trial.Trial:
+        """Give a trial every parameter that it does not have yet, and its id."""
+        for name, distribution in self.distributions.items():
+            # A new generator each time: a suggestion then follows from the trials before, also after a restart.
+            seed = hashlib.blake2b(f"{self.config.seed} {trial.number} {name}".encode(), digest_size=4).digest()
+            self.optuna.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=self.config.startup_trials, seed=int.from_bytes(seed, "big")
+            )
+            trial._suggest(name, distribution)
         trial.set_user_attr("id", self._id(trial.params))
         return trial
 
     def _id(self, params: Mapping[str, Any]) -> str:
         text = json.dumps([dict(sorted(params.items())), self.config.seed])
         return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-    def _frozen(self, record: Record) -> optuna.trial.FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[record["number"]]
 
     def _record(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Record:
         return {

@@ -6,8 +6,10 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
+from mien.platform.storage import write_whole
 from mien.platform.study import Choice, Range, Study, StudyConfig, StudyError
 
 SPACE = {
@@ -161,6 +163,45 @@ def test_a_study_in_which_all_fails_says_why(tmp_path: Path) -> None:
     study.failed(record["id"], "out of memory")
     with pytest.raises(StudyError, match="out of memory"):
         study.winner()
+
+
+class Killed(BaseException):
+    """The driver's death."""
+
+
+@pytest.mark.parametrize("write", [2, 8, 13, 15, 17, 21])
+def test_killed_at_any_write_it_ends_with_the_same_trials(
+    write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: Path) -> set[str]:
+        study = book(folder, trials=2, start_points=({"alpha": 1.0},))
+        finish(study)
+        assert [trial.state for trial in loaded(folder).trials] == [TrialState.COMPLETE] * 2
+        return set(study.records)
+
+    left = [10**9]
+
+    def counted(function: Any) -> Any:
+        def write_or_die(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return function(*arguments, **options)
+
+        return write_or_die
+
+    # Everything that Optuna and we bring to the disk, in the middle of a suggestion too.
+    for name in ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_intermediate_value"):
+        monkeypatch.setattr(_CachedStorage, name, counted(getattr(_CachedStorage, name)))
+    monkeypatch.setattr(_CachedStorage, "set_trial_state_values", counted(_CachedStorage.set_trial_state_values))
+    monkeypatch.setattr("mien.platform.study.write_whole", counted(write_whole))
+
+    whole = run(tmp_path / "whole")
+    assert 10**9 - left[0] > 21
+    left[0] = write
+    with pytest.raises(Killed):
+        run(tmp_path / "killed")
+    assert run(tmp_path / "killed") == whole
 
 
 def test_two_objectives_make_a_front_and_its_knee_wins(tmp_path: Path) -> None:
