@@ -145,14 +145,18 @@ class Execution:
         try:
             return segment.take(self.config.stall_seconds)
         except queue.Empty:
-            total, free = ray.cluster_resources().get("CPU", 0.0), ray.available_resources().get("CPU", 0.0)
-            raise StalledError(
-                f"a batch must come within stream.stall_seconds={self.config.stall_seconds:g}, but none did. A data "
-                f"task takes {self.config.task_cpus:g} CPUs; {free:g} of the cluster's {total:g} are free now. If "
-                "training workers or trials hold the rest, lower their CPUs (trainer.cpus_per_worker, "
-                "study.cpus_per_trial) or stream.task_cpus; if not, decoding or the storage is that slow: lower "
-                "stream.block_clips"
-            ) from None
+            raise stalled(self.config.stall_seconds, self.config.task_cpus) from None
+
+
+def stalled(seconds: float, task_cpus: float) -> StalledError:
+    """Return the error that says what may hold data tasks up."""
+    total, free = ray.cluster_resources().get("CPU", 0.0), ray.available_resources().get("CPU", 0.0)
+    return StalledError(
+        f"clips must come within stream.stall_seconds={seconds:g}, but none did. A data task takes {task_cpus:g} CPUs; "
+        f"{free:g} of the cluster's {total:g} are free now. If training workers or trials hold the rest, lower their "
+        "CPUs (trainer.cpus_per_worker, study.cpus_per_trial) or stream.task_cpus; if not, decoding or the storage is "
+        "that slow: lower stream.block_clips"
+    )
 
 
 class Segment:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from mien.data_pipelines.blocks import Block, Execution, StreamConfig, Task, as_block, clips_per_block
+from mien.data_pipelines.blocks import Block, Execution, StreamConfig, Task, as_block, clips_per_block, stalled
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import (
@@ -231,15 +231,29 @@ class Sources:
         return self._chunks[chunk].source(place)
 
 
-def share(manifest: Manifest, rows: Sequence[int] | np.ndarray, root: str, *, task_cpus: float = 1.0) -> SharedClips:
+def share(
+    manifest: Manifest,
+    rows: Sequence[int] | np.ndarray,
+    root: str,
+    *,
+    task_cpus: float = 1.0,
+    stall_seconds: float = 600.0,
+) -> SharedClips:
     """Read the encoded files of the manifest lines `rows` once, by Ray tasks, into the object store.
 
-    A file that cannot be read is empty there, and its clips are dropped like any other that cannot be decoded.
+    A file that cannot be read is empty there, and its clips are dropped like any other that cannot be decoded. Raises
+    StalledError when no chunk of files arrives for `stall_seconds`.
     """
     lines = np.unique(np.asarray(rows, dtype=np.int64))
     load = ray.remote(num_cpus=task_cpus)(_load)
     parts = [lines[begin : begin + CHUNK_ROWS] for begin in range(0, len(lines), CHUNK_ROWS)]
-    return SharedClips(tuple(load.remote(manifest.take(part), root) for part in parts), lines, CHUNK_ROWS)
+    chunks = [load.remote(manifest.take(part), root) for part in parts]
+    waiting = chunks
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=stall_seconds, fetch_local=False)
+        if not ready:
+            raise stalled(stall_seconds, task_cpus)
+    return SharedClips(tuple(chunks), lines, CHUNK_ROWS)
 
 
 def shared(handle: SharedClips) -> Sources:

@@ -31,7 +31,9 @@ from mien.platform.progress import progress
 from mien.platform.run import config_hash
 from mien.platform.storage import StorageError, storing, write_whole
 
-RunConfig: Any = ray.train.RunConfig  # of Train V2, which type checkers do not see
+# Type checkers see version 1 of Ray Train here; its version 2 is what runs.
+RunConfig: Any = ray.train.RunConfig
+TorchTrainer: Any = ray.train.torch.TorchTrainer
 Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
 POLL_SECONDS = 0.5
@@ -121,7 +123,7 @@ def fit(
         shutil.rmtree(output / "ray", ignore_errors=True)
         folder.mkdir(parents=True)
     network = {key: trainer.network for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if trainer.network}
-    made = ray.train.torch.TorchTrainer(
+    made = TorchTrainer(
         _guarded(worker, folder),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -138,12 +140,15 @@ def fit(
         ),
     )
     failed = None
+    said: str | None = None
     try:
-        _follow(_started(made), output, folder, trainer, total_steps, label)
+        said = _follow(_started(made), output, folder, trainer, total_steps, label).return_value
     except ray.train.TrainingFailedError as error:
         failed = error
     if (folder / FAILURE).is_file():
-        raise WorkerError(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"])
+        said = json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"]
+    if said is not None:
+        raise WorkerError(said)
     if failed is not None:
         raise TrainerError(
             f"training stopped after {trainer.max_failures} new start(s) of its workers (trainer.max_failures); the "
@@ -151,28 +156,31 @@ def fit(
         ) from failed
 
 
-def _guarded(worker: Worker, folder: Path) -> Worker:
-    """Return the worker, noting that it was started and what it raised that no new start would put right."""
+def _guarded(worker: Worker, folder: Path) -> Callable[[dict[str, Any]], str | None]:
+    """Return the worker, telling that it was started and what it raised that no new start would put right."""
 
-    def run(config: dict[str, Any]) -> None:
+    def run(config: dict[str, Any]) -> str | None:
         context, failure = ray.train.get_context(), folder / FAILURE
         if failure.is_file():
             raise WorkerError(json.loads(failure.read_text(encoding="utf-8"))["error"])
-        write_whole(folder / f"started_{context.get_world_rank()}", "")
         try:
+            write_whole(folder / f"started_{context.get_world_rank()}", "")
             worker(config)
         except (ValueError, StorageError) as error:
+            # Of one worker the words can be the result, which needs no place on a disk that may be full. Others would
+            # wait for this one in vain, so among several it has to fail, and Ray starts them all to hear it again.
+            if context.get_world_size() == 1:
+                return str(error)
             write_whole(failure, json.dumps({"error": str(error)}) + "\n")
-            # Others would wait for this worker in vain, so it has to fail, and Ray starts them all to hear it again.
-            if context.get_world_size() > 1:
-                raise
+            raise
+        return None
 
     return run
 
 
-def _started(made: ray.train.torch.TorchTrainer) -> "Future[ray.train.Result]":
+def _started(made: Any) -> "Future[Any]":
     """Fit in a thread, because in the main one Ray would take Ctrl-C for itself."""
-    future: Future[ray.train.Result] = Future()
+    future: Future[Any] = Future()
 
     def run() -> None:
         try:
@@ -185,9 +193,9 @@ def _started(made: ray.train.torch.TorchTrainer) -> "Future[ray.train.Result]":
 
 
 def _follow(
-    future: "Future[ray.train.Result]", output: Path, folder: Path, trainer: TrainerConfig, total_steps: int, label: str
-) -> None:
-    """Wait for the end, showing the records that rank 0 writes; raise what ended the run."""
+    future: "Future[Any]", output: Path, folder: Path, trainer: TrainerConfig, total_steps: int, label: str
+) -> Any:
+    """Wait for the result, showing the records that rank 0 writes; raise what ended the run."""
     began, started, tail = time.monotonic(), False, Tail(output / "metrics.jsonl")
     there = checkpoint.steps(output / "checkpoints")
     with progress(label, total_steps, "steps", done=int(there[-1].name.removeprefix("step_")) if there else 0) as bar:
@@ -204,7 +212,7 @@ def _follow(
             if started:
                 for record in tail.records()[-1:]:
                     bar.advance(record["step"] - bar.done, loss=record.get("train/loss"), lr=record.get("train/lr"))
-    future.result()
+    return future.result()
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from mien.platform.cluster import ClusterConfig, connect
 
 # Seconds after which a test is ended with the line it stood on; generous, for a machine that is shared.
-SECONDS = {"plain": 120, "ray": 240, "smoke": 900, "gpu": 600}
+SECONDS = {"plain": 120, "ray": 480, "smoke": 900, "gpu": 600}
 
 
 def kind(item: pytest.Item) -> str:

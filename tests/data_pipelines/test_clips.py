@@ -191,6 +191,8 @@ def test_a_stream_that_finds_no_cpu_says_so_instead_of_waiting(manifest: Manifes
     began = time.monotonic()
     with pytest.raises(StalledError, match=r"0 of the cluster's 4 are free now.*trainer\.cpus_per_worker"):
         next(stream(manifest, range(3), read, impatient, seed=0, batch_size=2, steps=4))
+    with pytest.raises(StalledError, match=r"study\.cpus_per_trial"):
+        share(manifest, range(3), manifest.root, stall_seconds=1)
     assert time.monotonic() - began < 30
 
 

@@ -199,7 +199,7 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
         """Start the program, send its process group a signal once a checkpoint is there; return exit code and words."""
         pipe = subprocess.PIPE
         driver = subprocess.Popen(program, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-        until = time.monotonic() + 100
+        until = time.monotonic() + 200
         while not (folder / "checkpoints" / f"step_{step:08d}").exists() and time.monotonic() < until:
             assert driver.poll() is None, driver.communicate()[0]
             time.sleep(0.05)
@@ -217,7 +217,7 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
     assert code == 130 and "state kept at" in said and "resume with: the same command" in said
     assert "Traceback" not in said
 
-    again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
     assert again.returncode == 0, again.stdout
     assert losses(folder) == losses(alone)
     assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
