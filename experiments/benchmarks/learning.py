@@ -142,17 +142,18 @@ def learning(config: LearningConfig, output: Path) -> dict[str, Any]:
         for seed in range(config.seeds)
     }
     found: dict[tuple[Claim, str, int], dict[str, float]] = {}
-    with (
-        ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool,
-        progress("claims", total=len(runs), unit="runs") as bar,
-    ):
+    pool = ProcessPoolExecutor(config.processes, mp_context=get_context("spawn"))
+    try:
         waiting = {
             pool.submit(judge, run, output / claim / name / f"seed_{seed}"): (claim, name, seed)
             for (claim, name, seed), run in runs.items()
         }
-        for done in as_completed(waiting):
-            found[waiting[done]] = done.result()
-            bar.advance()
+        with progress("claims", total=len(runs), unit="runs") as bar:
+            for done in as_completed(waiting):
+                found[waiting[done]] = done.result()
+                bar.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {
         claim: verdict(
             {name: [found[claim, name, seed] for seed in range(config.seeds)] for name in arms(claim, config)},
