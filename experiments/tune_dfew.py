@@ -66,9 +66,12 @@ def judged_folds(config: TuneConfig) -> dict[str, dict[str, Any]]:
                 "or see the whole job on a synthetic world with\n  python experiments/tune_dfew.py --demo"
             )
         manifest = Manifest.read(path, config.finetune.data.root)
-        folds: list[int | None] = [
-            fold for fold in splits.folds(manifest) if config.folds is None or fold in config.folds
-        ]
+        there = splits.folds(manifest)
+        if there and (absent := set(config.folds or ()) - set(there)):
+            raise ConfigError(
+                f"folds must be among {there}, which {path} has, but got {sorted(absent)}; leave them out"
+            )
+        folds: list[int | None] = [fold for fold in there if config.folds is None or fold in config.folds]
         prefix = f"{manifest.name}_" if len(config.manifests) > 1 else ""
         for fold in folds or [None]:
             name = f"{prefix}{fold or 1}"
@@ -83,6 +86,15 @@ def try_space(config: TuneConfig) -> None:
     for key, entry in config.space.items():
         for value in entry.examples():
             with_overrides(config.finetune, {key: value})
+    for point in config.study.start_points:
+        if unknown := point.keys() - config.space.keys():
+            raise ConfigError(f"study.start_points name what is searched, but {sorted(unknown)} are not in space")
+        with_overrides(config.finetune, point)
+
+
+def first_fold(config: TuneConfig, folds: dict[str, dict[str, Any]]) -> tuple[FinetuneConfig, finetune.Fold]:
+    """Return the first fold's run, opened: what is wrong with checkpoint or clips is said before Ray starts."""
+    return finetune.opened(with_overrides(config.finetune, next(iter(folds.values()))))
 
 
 def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
@@ -114,6 +126,7 @@ def study(config: TuneConfig, output: Path) -> Record:
     """Run the study in `output`, or what is left of it; return the winner."""
     folds = judged_folds(config)
     try_space(config)
+    first_fold(config, folds)
     Run.start(output, plain(config), seed=config.study.seed).close()
     with cluster.connect(config.cluster), live_table("trials") as show_trials:
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
@@ -180,8 +193,8 @@ def main(argv: Sequence[str]) -> None:
         try_space(call.config)
         print(settings.dump(call.config))
         print(f"up to {call.config.study.trials} trials over {len(folds)} fold(s): {', '.join(folds)}; each fold:")
-        first = finetune.opened(with_overrides(call.config.finetune, next(iter(folds.values()))))
-        table([{"size": name, "value": value} for name, value in finetune.run_sizes(*first).items()])
+        found = finetune.run_sizes(*first_fold(call.config, folds))
+        table([{"size": name, "value": value} for name, value in found.items()])
         return
     output = call.output or Path("output/study_dfew")
     with interruptible(Run(output), kept=f"trials, finished folds and checkpoints are kept in {output}"):

@@ -197,7 +197,8 @@ class Study:
 
         The knee is the trial nearest to the best of every objective, each scaled to the range it has on the front.
         """
-        complete = [record for record in self.records.values() if record["state"] == "complete"]
+        # In the order of their numbers, so that of equals the first wins, also after a restart.
+        complete = [record for record in self._in_order() if record["state"] == "complete"]
         if not complete:
             errors = sorted({str(record["error"]) for record in self.records.values() if record["error"]})
             raise StudyError(f"no trial of {self.folder} was completed; errors: {'; '.join(errors) or 'none'}")
@@ -281,7 +282,10 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "trial.json", json.dumps(record, indent=1) + "\n")
         if self._on_change is not None:
-            self._on_change(sorted(self.records.values(), key=lambda other: other["number"]))
+            self._on_change(self._in_order())
+
+    def _in_order(self) -> list[Record]:
+        return sorted(self.records.values(), key=lambda record: record["number"])
 
     def _tell(self, number: int, record: Record) -> None:
         """Tell Optuna how a trial ended; of one that repeats a running one, that it failed."""

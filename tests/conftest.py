@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -110,6 +111,7 @@ def processes() -> Processes:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Be connected to one local cluster of four logical CPUs, which ends with the session and leaves nothing behind."""
+    resource_tracker.ensure_running()  # a process pool starts it, and it stays until we end: not one of Ray's
     before = descendants(os.getpid())
     with connect(ClusterConfig(num_cpus=4, object_store_gib=0.5)):
         yield

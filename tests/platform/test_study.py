@@ -66,6 +66,16 @@ def test_the_winner_is_the_best_complete_mean(tmp_path: Path) -> None:
     assert winner["value"] == max(record["mean"]["uar"] for record in study.records.values())
 
 
+def test_of_equals_the_first_wins_also_after_a_restart(tmp_path: Path) -> None:
+    study = book(tmp_path)
+    while (record := study.next()) is not None:
+        for fold in FOLDS:
+            study.fold_done(record["id"], fold, {"uar": 0.5}, 1.0)
+    winner = study.winner()
+    assert study.records[winner["trial"]]["number"] == 0
+    assert book(tmp_path).winner() == winner
+
+
 def test_a_pruned_trial_is_pruned_for_optuna_too_and_never_wins(tmp_path: Path) -> None:
     study = book(tmp_path, trials=12, grace_folds=1)
     finish(study)

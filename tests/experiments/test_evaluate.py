@@ -1,0 +1,84 @@
+"""evaluate.py opens the test clips once, counts every further time, and refuses clips a run was not made for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mien.data_pipelines.manifest import Manifest
+from mien.experiments import evaluate, report
+from mien.platform.config import ConfigError
+from mien.platform.run import records
+
+
+@pytest.fixture
+def folder(finetuned: Path, tmp_path: Path) -> Path:
+    """Return a copy of a finished run."""
+    return Path(shutil.copytree(finetuned, tmp_path / "run"))
+
+
+def test_the_test_clips_are_opened_once_and_again_only_if_asked(
+    folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(folder)])
+    first = capsys.readouterr().out
+    assert "test, 1 fold(s), protocol honest: 14 clips, 2 subjects" in first
+    found = json.loads((folder / "test" / "scores.json").read_text())
+    assert found["folds"].keys() == {"1"} and found["protocol"] == "honest"
+    predictions = pq.read_table(folder / "test" / "predictions" / "test.parquet")
+    folds = Manifest.read(world / "manifest.parquet").column("fold")
+    assert [folds[row] for row in predictions["row"].to_pylist()] == [1] * 14
+
+    with monkeypatch.context() as context:
+        context.setattr(evaluate, "evaluate", None)  # would fail if it were called
+        evaluate.main([str(folder)])
+    second = capsys.readouterr().out
+    assert second.startswith("the test clips were opened at 20")
+    assert second.splitlines()[1:] == first.splitlines()[-len(second.splitlines()) + 1 :]
+    assert len(records(folder / "test" / "opened.jsonl")) == 1
+
+    evaluate.main([str(folder), "--again"])
+    assert len(records(folder / "test" / "opened.jsonl")) == 2
+    assert json.loads((folder / "test" / "scores.json").read_text()) == found
+
+
+def test_the_most_confident_mistakes_are_drawn_and_reported(folder: Path) -> None:
+    evaluate.main([str(folder), "mistakes=2"])
+    kept = json.loads((folder / "test" / "mistakes" / "mistakes.json").read_text())
+    assert len(kept) == 2 and kept[0]["confidence"] >= kept[1]["confidence"]
+    assert all((folder / "test" / "mistakes" / mistake["file"]).is_file() for mistake in kept)
+    report.main([str(folder)])
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<img") == 2
+
+
+def test_a_dry_run_names_the_runs_and_opens_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main([str(folder), "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "mistakes: 12" in shown and str(folder) in shown and "14" in shown and "33,993" in shown
+    assert not (folder / "test").exists()
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    for program, words in ((evaluate, ("folder (str)", "mistakes (int)", "--again")), (report, ("folder (str)",))):
+        with pytest.raises(SystemExit) as ended:
+            program.main(["--help"])
+        assert not ended.value.code
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+
+
+def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"winner\.json.*scores\.json.*holds neither"):
+        evaluate.main([str(tmp_path)])
+
+
+def test_a_run_whose_manifest_has_changed_is_not_evaluated_on_other_clips(folder: Path, world: Path) -> None:
+    manifest = Manifest.read(world / "manifest.parquet")
+    manifest.take(range(1, len(manifest))).write(folder / "less.parquet")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(world / "manifest.parquet"), str(folder / "less.parquet")))
+    with pytest.raises(ConfigError, match=r"trained on a manifest with fingerprint .* prepare it as it was"):
+        evaluate.main([str(folder)])
+    assert not (folder / "test").exists()

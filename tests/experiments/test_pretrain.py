@@ -1,0 +1,147 @@
+"""pretrain.py through Ray: what it leaves behind, and that neither a kill nor a damaged file changes the weights."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mien.data_pipelines.manifest import Manifest
+from mien.experiments import pretrain, report
+from mien.models.mae import MaskedAutoencoder
+from mien.platform import config as settings
+from mien.platform.run import records
+from mien.platform.trainer import WorkerError
+
+Weights = Callable[[Path], dict[str, Tensor]]
+
+
+@pytest.mark.ray
+def test_a_run_leaves_weights_records_and_sheets_and_is_not_run_twice(
+    pretrained: Path, recipes: dict[str, Path], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = records(pretrained / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert sorted(path.name for path in (pretrained / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+    assert (pretrained / "reconstructions" / "step_00000006.png").stat().st_size > 1000
+    about = json.loads((pretrained / "checkpoints" / "step_00000006" / "config.json").read_text())
+    assert about["task"]["name"] == "mae" and about["task"]["backbone"]["encoder"]["region"] == [2, 2, 4]
+    assert about["fingerprint"] == Manifest.read(world / "unlabelled.parquet").fingerprint()
+    pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(pretrained)])
+    assert "finished, 6 steps" in capsys.readouterr().out
+    report.main([str(pretrained), "--output", str(tmp_path / "report.html")])
+    assert "Reconstructions" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.ray
+def test_the_program_killed_and_called_again_ends_with_the_weights_of_one_that_was_not(
+    pretrained: Path,
+    recipes: dict[str, Path],
+    program: Callable[..., Any],
+    processes: Any,
+    weights: Weights,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    words = ["--config", str(recipes["pretrain"]), "--output", str(folder)]
+    driver = program("pretrain", *words)
+    until = time.monotonic() + 150
+    while not (folder / "checkpoints" / "step_00000002").exists() and time.monotonic() < until:
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.02)
+    started = processes.living(driver.pid)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    processes.wait_until_gone(started, 5)
+    processes.end(started)
+    newest = max(path.name for path in (folder / "checkpoints").glob("step_*"))
+    assert newest < "step_00000006", "it had ended before it was killed"
+
+    pretrain.main(words)
+    assert f"going on from {folder / 'checkpoints' / newest}" in capsys.readouterr().out
+    undisturbed = weights(pretrained)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(folder).items())
+    losses = [[line["train/loss"] for line in records(place / "metrics.jsonl")] for place in (folder, pretrained)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.ray
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gives_the_same_weights(
+    pretrained: Path, recipes: dict[str, Path], weights: Weights, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pretrained, tmp_path / "run"))
+    file = folder / "checkpoints" / "step_00000006" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match=r"step_00000006 is corrupt.*going back to the checkpoint before it"):
+        pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(folder)])
+    undisturbed = weights(pretrained)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(folder).items())
+
+
+@pytest.fixture
+def damaged(world: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Return a function that gives a manifest of which the first so many videos are empty files."""
+
+    def make(count: int) -> Path:
+        root = Path(shutil.copytree(world / "world" / "voxceleb2", tmp_path / "videos"))
+        manifest = Manifest.read(world / "unlabelled.parquet", root=str(root))
+        for path in manifest.column("path")[:count]:
+            (root / path).write_bytes(b"")
+        manifest.write(tmp_path / "damaged.parquet")
+        return tmp_path / "damaged.parquet"
+
+    return make
+
+
+@pytest.mark.ray
+def test_too_many_unreadable_videos_end_the_run_in_words_that_reach_the_user(
+    ray_cluster: None, recipes: dict[str, Path], damaged: Callable[[int], Path], tmp_path: Path
+) -> None:
+    words = ["--config", str(recipes["pretrain"]), "--output", str(tmp_path / "run"), "stream.dropped_after=16"]
+    with pytest.raises(WorkerError, match=r"(?s)stream\.max_dropped_ratio=0\.05 .*2 of 16 are.*00001\.mp4: is empty"):
+        pretrain.main([*words, f"data.manifest={damaged(1)}"])
+    # The first batch went on without its clip.
+    (dropped,) = records(tmp_path / "run" / "dropped.jsonl")
+    assert dropped["row"] == 0 and dropped["reason"] == "is empty (0 bytes)"
+
+
+def test_a_sheet_of_reconstructions_does_without_what_cannot_be_read(
+    recipes: dict[str, Path], damaged: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = settings.load(pretrain.PretrainConfig, recipes["pretrain"], {"data.manifest": str(damaged(7))})
+    manifest, read = pretrain.open_data(config)
+    task = MaskedAutoencoder(config.task)
+    pretrain.draw_sheet(task, manifest, read, 4, tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 1000
+    (Path(manifest.root) / manifest.row(7)["path"]).unlink()
+    pretrain.draw_sheet(task, manifest, read, 4, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(tmp_path / "run"), "--dry-run"])
+    shown = capsys.readouterr().out
+    for words in ("task_cpus: 0.5", "32 a clip", "parameters", "GFLOP a clip", "training clips  8", "6 (6.0 epochs)"):
+        assert words in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(["--help"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    for setting in settings.settings(pretrain.PretrainConfig):
+        assert f"  {setting.key} (" in shown
+        assert setting.meaning, f"{setting.key} has no meaning"
