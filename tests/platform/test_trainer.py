@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def train(folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, c
                 with (folder / "raised").open("a") as file:
                     file.write("once\n")
                 raise ValueError("the clips must be there, but they are not")
-            time.sleep(config.get("seconds", 0))
+            time.sleep(float(os.environ.get("STEP_SECONDS", 0)))
             yield share(step, rank, world)
             step += 1
 
@@ -183,7 +184,7 @@ import ray.cloudpickle, test_trainer
 ray.cloudpickle.register_pickle_by_value(test_trainer)
 folder = Path({folder!r})
 with interruptible(Run(folder), "the same command"), connect(ClusterConfig(num_cpus=2, object_store_gib=0.1)):
-    config = test_trainer.start(folder, seconds=0.3)
+    config = test_trainer.start(folder)
     fit(test_trainer.worker, config, test_trainer.TRAINER, folder, total_steps=10)
 """
 
@@ -195,12 +196,14 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
     folder = tmp_path / "stopped"
     program = [sys.executable, "-c", DRIVER.format(tests=str(Path(__file__).parent), folder=str(folder))]
 
-    def stop_at(step: int, number: signal.Signals) -> tuple[int, str]:
-        """Start the program, send its process group a signal once a checkpoint is there; return exit code and words."""
-        pipe = subprocess.PIPE
-        driver = subprocess.Popen(program, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    def stop(number: signal.Signals, there: str) -> tuple[int, str]:
+        """Start the program and send it a signal as soon as a file is there; return its exit code and words."""
+        pipe, slow = subprocess.PIPE, os.environ | {"STEP_SECONDS": "0.7"}
+        driver = subprocess.Popen(
+            program, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=slow
+        )
         until = time.monotonic() + 200
-        while not (folder / "checkpoints" / f"step_{step:08d}").exists() and time.monotonic() < until:
+        while not list(folder.glob(there)) and time.monotonic() < until:
             assert driver.poll() is None, driver.communicate()[0]
             time.sleep(0.05)
         started = processes.living(driver.pid)
@@ -209,12 +212,13 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
         said = driver.communicate(timeout=60)[0]
         processes.wait_until_gone(started, 5)
         processes.end(started)
+        shutil.rmtree(folder / "ray")
         assert losses(folder)[-1][0] < 10
         return driver.returncode, said
 
-    assert stop_at(4, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, said = stop_at(8, signal.SIGINT)
-    assert code == 130 and "state kept at" in said and "resume with: the same command" in said
+    assert stop(signal.SIGKILL, "checkpoints/step_00000004")[0] == -signal.SIGKILL
+    code, said = stop(signal.SIGINT, "ray/*/started_0")
+    assert code == 130 and "state kept at" in said and "resume with: the same command" in said, said
     assert "Traceback" not in said
 
     again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
