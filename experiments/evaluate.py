@@ -127,6 +127,8 @@ def keep_mistakes(mistakes: list[dict[str, Any]], most: int, folder: Path) -> No
     """Write the most confident mistakes as strips of frames, and mistakes.json that lists them."""
     mistakes = sorted(mistakes, key=lambda mistake: -mistake["confidence"])[:most]
     lines = []
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # there may be none, where gaze alone was learned
     for number, mistake in enumerate(mistakes):
         fold, row = mistake.pop("clip")
         clip = reading.read_views(fold.manifest.row(row), row, fold.read)[0]["clip"]

@@ -53,6 +53,11 @@ def test_the_most_confident_mistakes_are_drawn_and_reported(folder: Path) -> Non
     assert (folder / "report.html").read_text(encoding="utf-8").count("<img") == 2
 
 
+def test_no_mistakes_are_listed_as_none(folder: Path) -> None:
+    evaluate.main([str(folder), "mistakes=0"])
+    assert json.loads((folder / "test" / "mistakes" / "mistakes.json").read_text()) == []
+
+
 def test_a_dry_run_names_the_runs_and_opens_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(folder), "--dry-run"])
     shown = capsys.readouterr().out
