@@ -42,7 +42,7 @@ from mien.platform.progress import table
 from mien.platform.run import Interrupt, Run, differences, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
-from mien.platform.training import run_training
+from mien.platform.training import check_schedule, run_training
 
 LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
 
@@ -102,6 +102,7 @@ def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
     """Return the config with what checkpoint and manifest decide, and the clips."""
     config = completed(config)
     fold = open_fold(config, config.task.backbone.tubes)
+    check_schedule(config.optim, config.loop, len(fold.split.train))
     return with_classes(config, fold.manifest.classes), fold
 
 
@@ -135,17 +136,12 @@ def with_task(config: FinetuneConfig, **known: Any) -> FinetuneConfig:
     return config.model_copy(update={"task": rebuild(type(task), plain(task))})
 
 
-def is_published(path: str) -> bool:
-    """Whether a checkpoint is a file in the published format, and not one of our folders."""
-    return Path(path).is_file()
-
-
 def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
     """Return the backbone's config of one of our checkpoints or of a published file.
 
     Weights do not tell frames, size and region; those of a published file are as asked, or else as published.
     """
-    if is_published(path):
+    if Path(path).is_file():  # ours are folders
         region = None if asked == BackboneConfig() else asked.region
         return published.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
     about = checkpoint.about(Path(path))
@@ -160,7 +156,7 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
     if config.pretrained is None:
         return task
     norm: Literal["pretrained", "new"] = "pretrained" if config.pretrained_norm else "new"
-    if is_published(config.pretrained):
+    if Path(config.pretrained).is_file():
         report = published.load(task, published.read_state(config.pretrained), norm, head="new")
     else:
         report = load_backbone(task, checkpoint.weights(Path(config.pretrained)), norm)
@@ -224,13 +220,14 @@ def finetune(
 
     `sources` are the manifest's encoded files where they are in memory already (`reading.load_manifest`).
     """
-    run = Run.start(output, plain(config), seed=config.loop.seed)
     record = output / "scores.json"
     if record.is_file():
+        Run.start(output, plain(config), seed=config.loop.seed)
         return json.loads(record.read_text(encoding="utf-8"))
-    config, fold = opened(config)
-    with run:
-        task = make_task(config).to(device_here())
+    given = plain(config)
+    config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
+    task = make_task(config).to(device_here())
+    with Run.start(output, given, seed=config.loop.seed) as run:
         about = {
             "task": plain(config.task),
             "classes": fold.manifest.classes,

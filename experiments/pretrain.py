@@ -32,7 +32,7 @@ from mien.platform.progress import table
 from mien.platform.run import Run, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.trainer import TrainerConfig
-from mien.platform.training import run_training
+from mien.platform.training import check_schedule, run_training
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -140,8 +140,11 @@ def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, co
 def pretrain(config: PretrainConfig, output: Path) -> None:
     """Pretrain in a run folder on the cluster that the config names; a finished folder is left as it is."""
     output = output.absolute()
-    Run.start(output, plain(config), seed=config.loop.seed).close()
+    # What is wrong is said before there is a folder, which belongs to one config.
     manifest, _ = open_data(config)
+    check_schedule(config.optim, config.loop, len(manifest))
+    clips.Share.of(0, config.trainer.workers, config.loop.seed, config.loop.batch_size)
+    Run.start(output, plain(config), seed=config.loop.seed).close()
     total = config.loop.total_steps(len(manifest))
     newest = checkpoint.newest(output / "checkpoints")
     if newest is not None and checkpoint.number(newest) >= total:

@@ -13,9 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mien.platform import checkpoint
 from mien.platform.loop import Batch, LoopConfig, LoopState, start, train
-from mien.platform.optim import OptimConfig
+from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
 from mien.platform.run import Interrupt, Run
+
+
+def check_schedule(optim: OptimConfig, config: LoopConfig, num_clips: int) -> None:
+    """Raise ValueError for a schedule that cannot be, while there is no run folder that belongs to it."""
+    lr_at(0, config.total_steps(num_clips), config.steps_per_epoch(num_clips), optim, config.batch_size)
 
 
 def run_training(
