@@ -92,7 +92,9 @@ def complaints(problems: list[str]) -> list[Html]:
 
 def clips(folder: Path, configs: Sequence[Mapping[str, Any]]) -> list[report_data.Clips]:
     """Return the numbers of every manifest that the settings name and that can be read, also if all was moved."""
-    named = [Path(value) for config in configs for _, value in flat(config) if str(value).endswith(".parquet")]
+    values = [value for config in configs for _, value in flat(config)]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    named = [Path(item) for item in items if str(item).endswith(".parquet")]
     found: dict[str, report_data.Clips] = {}
     for path in named:
         places = [path, *(folder.parent.joinpath(*path.parts[index:]) for index in range(1, len(path.parts)))]
