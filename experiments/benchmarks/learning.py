@@ -117,7 +117,7 @@ def judge(config: FinetuneConfig, folder: Path) -> dict[str, float]:
     return {
         f"{part}/{name}": scores[name]
         for part, scores in (("val", val), ("test", test))
-        for name in ("uar", "war", "angular_error_deg", "constant_error_deg")
+        for name in ("uar", "angular_error_deg", "constant_error_deg")
         if name in scores
     }
 
