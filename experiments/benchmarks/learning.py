@@ -210,7 +210,7 @@ def show(found: dict[str, Any]) -> None:
                 "measure": name,
                 "difference": words(gain),
                 "wanted": gain["wanted"],
-                "ok": gain["reached"],
+                "reached": str(gain["reached"]),
             }
             for claim, figures in found.items()
             for name, gain in figures["claimed"].items()
