@@ -210,7 +210,7 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
         # As a terminal does: Ctrl-C goes to the whole group. SIGKILL strikes the driver alone.
         (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
         said = driver.communicate(timeout=60)[0]
-        processes.wait_until_gone(started, 5)
+        processes.wait_until_gone(started, 2)
         processes.end(started)
         shutil.rmtree(folder / "ray")
         assert losses(folder)[-1][0] < 10
