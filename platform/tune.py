@@ -3,29 +3,38 @@
 A trial is a plain function on one device or a share of it, one fold after another. Ray Tune asks our searcher for
 configurations and our scheduler whether to go on; both only pass the question to the book, whose state is on disk. So
 a driver that was killed needs nothing of Tune's own state (which is pickled): the same command opens the book again,
-trials that were running go on from their last fold, and inside a fold from its checkpoint.
+trials that were running go on from their last fold, and inside a fold from its checkpoint. A disk that is full stops
+the study and leaves the trials that met it running, so they go on as well.
 """
 
+import errno
 import logging
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from ray import tune
-from ray.tune import Callback
+from ray.tune import Callback, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from sqlalchemy.exc import SQLAlchemyError
 
 from mien.platform import cluster
-from mien.platform.study import Record, Space, Study, StudyConfig
+from mien.platform.storage import StorageError, explain, free_bytes
+from mien.platform.study import Record, Space, Study, StudyConfig, StudyError
 
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
 # loss, where it must go on from what it left there and give the same scores.
 Judge = Callable[[dict[str, Any], str, Path, Any], Mapping[str, float]]
 PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
+FULL_BYTES = 2**18  # free space below which a database that fails has met a full disk
+FRAMES = re.compile(r"(?m)^  File .*\n(?:    .*\n)*")  # of a stack in an error's text
 
 
 def run_study(
@@ -40,15 +49,24 @@ def run_study(
     """Run the study in `output`, or what is left of it, on the connected cluster; return its winner.
 
     `folds` are names, judged in this order; `context` goes to every trial by Ray's object store. `on_change` hears all
-    records whenever one changes. `output` must be seen by all nodes. Raises StudyError when no trial was completed.
+    records whenever one changes. `output` must be seen by all nodes. Raises StudyError when no trial was completed, and
+    StorageError when the disk is full.
     """
     output = output.absolute()
-    book = Study(output, space, folds, config, on_change)
+    with database_on(output):
+        book = Study(output, space, folds, config, on_change)
+        run_trials(judge, book, context)
+        return book.winner()
+
+
+def run_trials(judge: Judge, book: Study, context: Any) -> None:
+    """Run the trials that are left of a study."""
+    config, output = book.config, book.folder
     if left := book.left():
         at_once = config.concurrency or cluster.trials_at_once(
             cpus_per_trial=config.cpus_per_trial, gpus_per_trial=config.gpus_per_trial
         )
-        trial = tune.with_parameters(run_trial, judge=judge, folds=list(folds), folder=str(output), context=context)
+        trial = tune.with_parameters(run_trial, judge=judge, folds=book.folds, folder=str(output), context=context)
         sessions = output / "tune"
         tuner = tune.Tuner(
             tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}),
@@ -65,8 +83,23 @@ def run_study(
         )
         # What a trial raised is in its record; Tune would print it here with its whole stack, twice.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        tuner.fit()
-    return book.winner()
+        try:
+            tuner.fit()
+        except TuneError as error:  # of ours, raised in a callback, Tune keeps the words and a stack
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, StorageError | StudyError):
+                cause = cause.__context__
+            raise cause or error from None
+
+
+@contextmanager
+def database_on(folder: Path) -> Iterator[None]:
+    """Turn what Optuna's database says of a disk that is full, or fails, into a StorageError."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        code = errno.ENOSPC if free_bytes(folder) < FULL_BYTES else errno.EIO
+        raise StorageError(code, explain(folder, OSError(code, str(error).splitlines()[0]), None)) from error
 
 
 def run_trial(config: dict[str, Any], judge: Judge, folds: list[str], folder: str, context: Any) -> None:
@@ -130,7 +163,15 @@ class Mourner(Unsaved, Callback):
         self.book = book
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Keep the last line of the error that Tune wrote to the trial's own file on this machine."""
+        """Keep the words of the error that Tune wrote to the trial's own file; a disk that is full ends the study."""
         file = Path(trial.error_file) if trial.error_file else None
-        lines = file.read_text(encoding="utf-8").strip().splitlines() if file and file.is_file() else []
-        self.book.failed(trial.config["id"], lines[-1] if lines else "its process was lost; see Ray's logs")
+        words = said(file.read_text(encoding="utf-8")) if file and file.is_file() else ""
+        kind, _, message = words.partition(": ")
+        if kind.endswith(f".{StorageError.__name__}"):
+            raise StorageError(errno.EIO, message)
+        self.book.failed(trial.config["id"], words or "its process was lost; see Ray's logs")
+
+
+def said(text: str) -> str:
+    """Return what stands after the last stack of an error's text: its kind and words, of several lines perhaps."""
+    return FRAMES.split(text)[-1].strip()

@@ -1,5 +1,6 @@
 """Studies on a real Ray cluster: trials end as the book says, and a driver's death loses and repeats nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from mien.platform.storage import StorageError
 from mien.platform.study import Range, StudyConfig, StudyError
 from mien.platform.tune import run_study
 
@@ -30,6 +32,8 @@ def judge(params: dict[str, Any], fold: str, folder: Path, context: Any) -> dict
     with (folder / "computed").open("a") as file:
         file.write("once\n")
     time.sleep(context.get("seconds", 0))
+    if fold == context.get("full_at"):
+        raise StorageError(errno.ENOSPC, "trials: the disk is full")
     if params["x"] > context.get("fail_above", 2):
         raise ValueError(f"x must stay below {context['fail_above']}")
     scores = {"uar": params["x"] + 0.01 * int(fold)}
@@ -75,6 +79,26 @@ def test_a_study_in_which_every_trial_fails_says_why(ray_cluster: None, tmp_path
     config = StudyConfig(trials=1, concurrency=1, cpus_per_trial=0.5, retries=0)
     with pytest.raises(StudyError, match="x must stay below -1"):
         run_study(judge, SPACE, FOLDS, config, tmp_path, {"fail_above": -1})
+
+
+def test_an_objective_that_no_fold_has_ends_the_study_in_its_own_words(ray_cluster: None, tmp_path: Path) -> None:
+    config = StudyConfig(trials=1, objective="angular_error_deg", cpus_per_trial=0.5)
+    with pytest.raises(
+        StudyError, match=r"^the objective must be a score of every fold, but 1 has no angular_error_deg"
+    ):
+        run_study(judge, SPACE, FOLDS, config, tmp_path, {})
+
+
+def test_a_full_disk_stops_the_study_and_the_trial_that_met_it_goes_on_later(ray_cluster: None, tmp_path: Path) -> None:
+    config = StudyConfig(trials=2, concurrency=1, cpus_per_trial=0.5, retries=0, grace_folds=3)
+    with pytest.raises(StorageError, match=r"^trials: the disk is full$"):
+        run_study(judge, SPACE, FOLDS, config, tmp_path, {"full_at": "2"})
+    (met,) = records(tmp_path)
+    assert met["state"] == "running" and met["folds"].keys() == {"1"}
+    run_study(judge, SPACE, FOLDS, config, tmp_path, {})
+    assert states(tmp_path) == [TrialState.COMPLETE] * 2
+    computed = sorted(path.parent.name for path in tmp_path.glob("trials/*/fold_*/computed"))
+    assert computed == [f"fold_{fold}" for fold in "112233"]
 
 
 DRIVER = """
