@@ -184,9 +184,14 @@ def main(argv: Sequence[str]) -> None:
     }
     call = settings.parse(TuneConfig, argv, __doc__, flags=flags)
     for flag in call.flags:
-        output = call.output or Path("output") / flag
+        output, name = call.output or Path("output") / flag, flag.replace("-", "_")
+        if call.config != TuneConfig():
+            raise ConfigError(f"--{flag} has its own recipes, in {RECIPES / name}; give it no other settings")
+        if call.dry_run:
+            print("\n".join(recipe.read_text(encoding="utf-8") for recipe in sorted((RECIPES / name).glob("*.yaml"))))
+            return
         with interruptible(Run(output), kept=f"all that was finished is kept in {output}"):
-            demo(flag.replace("-", "_"), output)
+            demo(name, output)
         return
     if call.dry_run:
         folds = judged_folds(call.config)

@@ -76,7 +76,12 @@ def recipes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             "study": {"trials": 2, "grace_folds": 2, "concurrency": 1, "cpus_per_trial": 0.5},
         },
     }
+    # The demo's three stand in a folder of their own.
+    study = {"trials": 1, "cpus_per_trial": 0.5}
+    trees |= {"demo/world": WORLD, "demo/pretrain": trees["pretrain"]}
+    trees["demo/study"] = trees["tune_dfew"] | {"folds": [1], "study": study}
     folder = tmp_path_factory.mktemp("recipes")
+    (folder / "demo").mkdir()
     for name, tree in trees.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return {name: folder / f"{name}.yaml" for name in trees}

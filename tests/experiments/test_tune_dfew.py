@@ -9,6 +9,7 @@ import pytest
 
 from mien.experiments import evaluate, report, tune_dfew
 from mien.platform import config as settings
+from mien.platform.config import ConfigError
 from mien.platform.run import RunError, records
 
 
@@ -48,6 +49,30 @@ def test_a_study_from_a_pretraining_is_searched_tested_and_reported_and_nothing_
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     number = next(trial["number"] for trial in trials if trial["id"] == winner["trial"])
     assert f"trial {number} (alpha" in page and "A study by mien, 2 trials" in page and "Reconstructions" in page
+
+
+@pytest.mark.ray
+def test_the_demo_does_the_whole_job_and_a_second_one_only_what_is_left(
+    ray_cluster: None, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_dfew, "RECIPES", recipes["tune_dfew"].parent)
+    tune_dfew.main(["--demo", "--output", str(tmp_path)])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "A study by mien, 1 trials" in page and "Reconstructions" in page
+    (scores,) = tmp_path.glob("study/trials/*/fold_1/scores.json")
+    kept = [tmp_path / "pretrain" / "metrics.jsonl", tmp_path / "study" / "test" / "scores.json", scores]
+    before = [path.stat().st_mtime_ns for path in kept]
+    tune_dfew.main(["--demo", "--output", str(tmp_path)])
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert len(records(tmp_path / "study" / "test" / "opened.jsonl")) == 1
+
+
+def test_the_demo_takes_no_settings_and_shows_its_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--demo has its own recipes, in .*configs/demo; give it no other settings"):
+        tune_dfew.main(["--demo", "study.trials=2", "--output", str(tmp_path / "demo")])
+    tune_dfew.main(["--demo", "--dry-run", "--output", str(tmp_path / "demo")])
+    assert "identities: " in capsys.readouterr().out
+    assert not (tmp_path / "demo").exists()
 
 
 def test_without_dfew_the_program_says_where_it_looked_how_to_prepare_it_and_that_there_is_a_demo(
