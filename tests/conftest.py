@@ -14,6 +14,9 @@ import pytest
 
 from mien.platform.cluster import ClusterConfig, connect
 
+# A shell that starts this in its background makes it ignore Ctrl-C, and all its children with it; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Seconds after which a test is ended with the line it stood on; generous, for a machine that is shared.
 SECONDS = {"plain": 120, "ray": 480, "smoke": 900, "gpu": 600}
 
