@@ -1,7 +1,7 @@
 """The memory of a program and of all that it started, watched while it runs.
 
-Pages of a process's own are counted for it; the object store's are counted once, where Ray's daemon holds them, and not
-again in each process that maps them. Linux only: it reads /proc.
+Pages of a process's own are counted for it; the object store's are counted once, by the file that Ray's daemon holds
+open, and not in each process that maps it. Linux only: it reads /proc.
 """
 
 import os
@@ -47,15 +47,21 @@ def memory() -> dict[str, float]:
         with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we were looking
             status = Path(f"/proc/{pid}/status").read_text()
             command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-            pages = {
-                line.partition(":")[0]: float(line.split()[1]) / 1024
-                for line in status.splitlines()
-                if line.startswith(("RssAnon", "RssShmem"))
-            }
-            found[part_of(pid, command)] += pages.get("RssAnon", 0.0)
+            own = [float(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")]
+            found[part_of(pid, command)] += sum(own) / 1024
             if "raylet/raylet" in command.split(" ")[0]:
-                found["object store"] += pages.get("RssShmem", 0.0)
+                found["object store"] += shared_memory(pid)
     return found
+
+
+def shared_memory(pid: int) -> float:
+    """Return the MiB of shared memory that a process keeps files of, mapped by itself or not."""
+    stores = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if str(link.readlink()).startswith("/dev/shm/"):
+            file = link.stat()
+            stores[file.st_ino] = file.st_blocks * 512 / 2**20
+    return sum(stores.values())
 
 
 def part_of(pid: int, command: str) -> str:
