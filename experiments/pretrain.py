@@ -133,8 +133,14 @@ def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, co
     painted = task.reconstruct(batch)
     # Two clips side by side, a line for each kind of picture, so that one looks down from what was to what was painted.
     pairs = [range(first, min(first + 2, len(views))) for first in range(0, len(views), 2)]
-    rows = [[pictures.strip(painted[name][clip].cpu().numpy()) for clip in pair] for pair in pairs for name in painted]
-    pictures.save(file, pictures.grid(rows, labels=[name.replace("_", " ") for _ in pairs for name in painted]))
+    # The first frame of a group has no motion, and a strip of empty frames shows nothing.
+    moving = np.arange(read.sampling.frames) % task.config.target.group > 0
+    shown = {
+        name: clip[:, moving] if name.startswith("motion") else clip
+        for name, clip in ((name, values.cpu().numpy()) for name, values in painted.items())
+    }
+    rows = [[pictures.strip(shown[name][clip]) for clip in pair] for pair in pairs for name in shown]
+    pictures.save(file, pictures.grid(rows, labels=[name.replace("_", " ") for _ in pairs for name in shown]))
 
 
 def pretrain(config: PretrainConfig, output: Path) -> None:
