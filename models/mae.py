@@ -6,6 +6,7 @@ decoder and on explicit temporal facial motion; VideoMAE (arXiv:2203.12602) for 
 visible tokens the positions of other tokens; `published_positions` does so again, for its weights.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,6 +30,7 @@ from mien.models.patches import (
 )
 
 STD_EPS = 1e-6
+LANES = 16  # pixels reduced side by side; rows of one pixel's channels take six times as long
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -148,7 +150,7 @@ class MaskedAutoencoder(Task):
             rows = torch.arange(len(pixels), device=pixels.device)[:, None]
             guess = true.clone()
             guess[rows, painted["hidden"]] = painted["prediction"]
-            mean, scale = statistics(pixels) if config.normalise else (0.0, 1.0)
+            _, mean, scale = normalise(pixels) if config.normalise else (pixels, 0.0, 1.0)
             look = add_first_frames(guess.clone(), tubes, config.group) if config.motion else guess
             look = (look.unflatten(-1, (-1, CHANNELS)) * scale + mean).flatten(-2)
             reconstruction, masked = pixels.clone(), pixels.clone()
@@ -212,19 +214,24 @@ class MaskedAutoencoder(Task):
         return (1 - config.motion_weight) * means[0] + config.motion_weight * means[1]
 
 
-def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each tube (b, n, p) in each channel: (b, n, 1, c) each."""
-    variance, mean = torch.var_mean(pixels.unflatten(-1, (-1, CHANNELS)), dim=-2, keepdim=True)
-    return mean, variance.sqrt() + STD_EPS
+def normalise(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tubes (b, n, p) in units of their own deviation, and their mean and deviation by channel (b, n, 1, c)."""
+    count = pixels.shape[-1] // CHANNELS
+    lanes = math.gcd(count, LANES)
+    rows = pixels.unflatten(-1, (-1, lanes * CHANNELS))
+
+    def by_channel(x: Tensor) -> Tensor:
+        return x.mean(dim=-2).unflatten(-1, (lanes, CHANNELS)).mean(dim=-2, keepdim=True)
+
+    mean = by_channel(rows)
+    y = rows - mean.repeat(1, 1, 1, lanes)
+    scale = (by_channel(y.square()) * (count / max(count - 1, 1))).sqrt() + STD_EPS
+    return y.div_(scale.repeat(1, 1, 1, lanes)).flatten(-2), mean, scale
 
 
 def target_of(pixels: Tensor, tubes: TubesConfig, config: TargetConfig) -> Tensor:
     """Return what is to be painted for all tubes (b, n, tube_pixels), given their pixels in 0..1."""
-    if config.normalise:
-        mean, scale = statistics(pixels)
-        y = (pixels.unflatten(-1, (-1, CHANNELS)) - mean).div_(scale).flatten(-2)
-    else:
-        y = pixels.clone()
+    y = normalise(pixels)[0] if config.normalise else pixels.clone()
     return add_first_frames(y, tubes, config.group, -1) if config.motion else y
 
 
