@@ -24,6 +24,8 @@ class CombinedConfig(ClassesConfig, AnglesConfig, frozen=True):
     name: Literal["combined"] = Field("combined", description="one class and one gaze a clip")
     alpha: float = Field(1.0, description="weight of the classes' cross-entropy; 0 trains gaze alone", ge=0)
     gaze_weight: float = Field(1.0, description="weight of the gaze error; 0 trains the classes alone", ge=0)
+    # As published: its combined loss takes plain cross-entropy, whatever the smoothing of the classes alone.
+    smoothing: float = Field(0.0, description="label smoothing: share of the target over all classes", ge=0, lt=1)
 
 
 class Combined(FeatureTask):
