@@ -4,13 +4,15 @@
     python experiments/evaluate.py output/dfew_fold1
 
 Of a study, the winner's model of each fold predicts the clips that fold tests, so every clip is predicted by a model
-that has not seen its person (where subjects are known). Writes `test/predictions/test.parquet`, `test/scores.json` and
-`test/mistakes/` into the folder. A second call only prints what was found: choosing after looking at test is what
-this platform is there to prevent. `--again` evaluates anew and is counted in `test/opened.jsonl`.
+that has not seen its person (where subjects are known). Writes `test/predictions/test.parquet` (of several datasets,
+`test_NAME.parquet` each), `test/scores.json` and `test/mistakes/` into the folder. A second call only prints what was
+found: choosing after looking at test is what this platform is there to prevent. `--again` evaluates anew and is counted
+in `test/opened.jsonl`.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,34 +55,55 @@ def runs_of(folder: Path) -> dict[str, Path]:
     )
 
 
+@dataclass
+class Tested:
+    """What the folds of one dataset were tested to be."""
+
+    classes: tuple[str, ...]
+    protocol: str
+    folds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: list[pa.Table] = field(default_factory=list)
+    gazes: list[np.ndarray] = field(default_factory=list)
+
+    def scores(self, seed: int) -> dict[str, Any]:
+        """Return the scores of each fold, their mean, and those of all clips together."""
+        train = np.concatenate(self.gazes) if self.gazes else None
+        return {
+            "folds": self.folds,
+            "total": scores.fold_summary(list(self.folds.values())),
+            "pooled": scores.scores(pa.concat_tables(self.tables), self.classes, seed, train_gaze=train),
+            "protocol": self.protocol,
+            "classes": list(self.classes),
+        }
+
+
 def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """Predict and score the test clips of every fold; return what scores.json holds."""
-    parts, by_fold, mistakes = [], {}, []
-    gazes: list[np.ndarray] = []
+    """Predict and score the test clips of every fold; return what scores.json holds.
+
+    Datasets are scored apart, since their classes and clips differ: with several, the scores of each stand under
+    `datasets` by its name.
+    """
+    tested: dict[str, Tested] = {}
+    mistakes = []
     runs = runs_of(folder)
-    protocol, classes = "", tuple[str, ...]()
     with progress("evaluating", total=len(runs), unit="folds") as bar:
         for name, place in runs.items():
             settings, fold, task = load_run(place)
             if len(fold.split.test) == 0:
                 raise ConfigError(f"{place}: its manifest has no test clips for fold {settings.data.fold}")
             videos, found = validate(task.to(device_here()), settings, fold, fold.split.test, None, config.seed)
-            by_fold[name] = found
-            parts.append(videos.append_column("fold", pa.array([name] * len(videos))))
-            gazes += [] if (gaze := train_gaze(fold)) is None else [gaze]
+            of = tested.setdefault(fold.manifest.name, Tested(fold.manifest.classes, fold.split.protocol))
+            of.folds[name] = found
+            of.tables.append(videos.append_column("fold", pa.array([name] * len(videos))))
+            of.gazes += [] if (gaze := train_gaze(fold)) is None else [gaze]
             mistakes += wrong(videos, fold, settings)
-            protocol, classes = fold.split.protocol, fold.manifest.classes
             bar.advance()
-    pooled = pa.concat_tables(parts)
-    result = {
-        "folds": by_fold,
-        "total": scores.fold_summary(list(by_fold.values())),
-        "pooled": scores.scores(pooled, classes, config.seed, train_gaze=np.concatenate(gazes) if gazes else None),
-        "protocol": protocol,
-        "classes": list(classes),
-    }
+    each = {name: of.scores(config.seed) for name, of in tested.items()}
+    result = next(iter(each.values())) if len(each) == 1 else {"datasets": each}
     output = folder / "test"
-    predict.write(pooled, output / "predictions" / "test.parquet")
+    for name, of in tested.items():
+        file = "test.parquet" if len(tested) == 1 else f"test_{name}.parquet"
+        predict.write(pa.concat_tables(of.tables), output / "predictions" / file)
     keep_mistakes(mistakes, config.mistakes, output / "mistakes")
     write_whole(output / "scores.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -161,9 +184,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         result = evaluate(call.config, folder)
         append(folder / "test" / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds")})
-    print(
-        scores.summary(result["pooled"], title=f"test, {len(result['folds'])} fold(s), protocol {result['protocol']}")
-    )
+    for name, of in result.get("datasets", {"": result}).items():
+        title = f"test{name and ' of '}{name}, {len(of['folds'])} fold(s), protocol {of['protocol']}"
+        print(scores.summary(of["pooled"], title=title))
 
 
 if __name__ == "__main__":

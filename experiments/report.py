@@ -18,6 +18,7 @@ from mien.platform import report_costs, report_data, report_results, report_runs
 from mien.platform.config import dump, parse, run_program
 from mien.platform.pages import Html, Section, gathered, page, paragraph
 from mien.platform.records import Run, Study, flat, read, read_run
+from mien.platform.report_verdict import Outcome
 from mien.platform.storage import storing, write_whole
 
 
@@ -41,28 +42,31 @@ def study_page(study: Study) -> str:
     """Return the page on a search: what was found, how it was searched, how it came about."""
     problems = list(study.problems)
     name = study.folder.parent.name if study.folder.name == "study" else study.folder.name
-    found = report_verdict.outcome(study.test, "test", study.config)
+    found = report_verdict.outcomes(study.test, "test", study.config)
+    of_fold = {name: record for of in found for name, record in of.folds.items()}
     stages = {stage: run for stage, run in (("pretraining", study.pretraining), ("test", study.test)) if run}
     runs = {f"fold {fold}": run for fold, run in study.folds.items()} | stages
     configs = {"the study": study.config} | {stage: run.config for stage, run in stages.items()}
     places = {"study": study.environment} | {stage: run.environment for stage, run in stages.items()}
     unopened = "The test has not been opened yet: evaluate.py does that, once, with the winner."
     sections = [
-        report_results.result(found, "Test", unopened),
-        report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, found.folds if found else {}),
+        *(report_results.result(of, titled("Test", of), unopened) for of in found or [None]),
+        report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, of_fold),
         report_search.trials(study),
         report_search.settings(study),
         report_search.alpha_front(study),
-        report_results.folds(found, study.folds),
-        report_results.confusions(found),
+        *(report_results.folds(of, tested_runs(of, study.folds), titled("Folds", of)) for of in found or [None]),
+        *(report_results.confusions(of, titled("Confusions", of)) for of in found or [None]),
         report_results.mistakes(study.test, problems),
         report_runs.curves(study.pretraining, study.folds),
         report_runs.reconstructions(study.pretraining, problems),
         report_costs.cost(study),
         report_costs.environment(places, configs),
     ]
-    subject = report_verdict.study_subject(study, tested=found is not None)
-    lead = report_verdict.verdict(found, subject, report_verdict.UNOPENED)
+    subject = report_verdict.study_subject(study, tested=bool(found))
+    lead = report_verdict.verdict(found[0] if found else None, subject, report_verdict.UNOPENED)
+    for of in found[1:]:
+        lead += report_verdict.verdict(of, "", "")
     eyebrow = f"A study by mien, {len(study.trials)} trials"
     return page(name, eyebrow, [*lead, *complaints(problems)], gathered(sections))
 
@@ -70,7 +74,8 @@ def study_page(study: Study) -> str:
 def run_page(run: Run, test: Run | None) -> str:
     """Return the shorter page on one run: its scores if it has any, its curves, its pictures, its cost."""
     problems = list(run.problems) + (test.problems if test else [])
-    found = report_verdict.outcome(test, "test", run.config) or report_verdict.outcome(run, "validation", run.config)
+    judged = report_verdict.outcomes(test, "test", run.config) or report_verdict.outcomes(run, "validation", run.config)
+    found = judged[0] if judged else None
     sections: list[Section] = []
     if found:
         sections = [report_results.result(found, found.split.capitalize(), ""), report_results.confusions(found)]
@@ -83,6 +88,16 @@ def run_page(run: Run, test: Run | None) -> str:
     sections.append(report_costs.environment({"run": run.environment}, {"the run": run.config}))
     lead = report_verdict.run_verdict(run, found)
     return page(run.folder.resolve().name, "A run by mien", [*lead, *complaints(problems)], gathered(sections))
+
+
+def titled(title: str, of: Outcome | None) -> str:
+    """Return a section's title, with the dataset's name where there are several."""
+    return f"{title}: {of.dataset}" if of and of.dataset else title
+
+
+def tested_runs(of: Outcome | None, runs: Mapping[str, Run]) -> dict[str, Run]:
+    """Return the runs of the folds of one dataset: all of them where there is but one."""
+    return {name: run for name, run in runs.items() if not of or not of.dataset or name in of.folds}
 
 
 def complaints(problems: list[str]) -> list[Html]:

@@ -70,12 +70,12 @@ def _row(name: str, validation: Record, test: Record, gaze: bool) -> list[object
     return [name, *figures, *counts]
 
 
-def folds(found: Outcome | None, runs: Mapping[str, Run]) -> Section:
+def folds(found: Outcome | None, runs: Mapping[str, Run], title: str = "Folds") -> Section:
     """Return the fold table with means, deviations and intervals, and its picture."""
     tests = found.folds if found else {}
     names = sorted({*tests, *runs}, key=lambda name: (len(name), name))
     if not names:
-        return Section("Folds", (missing("No fold of a winner has been recorded."),))
+        return Section(title, (missing("No fold of a winner has been recorded."),))
     validation = {name: (runs[name].scores or {}) if name in runs else {} for name in names}
     every = [*validation.values(), *tests.values()]
     gaze = any(scores.get("angular_error_deg") is not None for scores in every)
@@ -112,7 +112,7 @@ def folds(found: Outcome | None, runs: Mapping[str, Run]) -> Section:
         low, high = (test.get("intervals") or {}).get("uar") or (None, None)
         dots.append(Interval(f"Fold {name}", test.get("uar", second), low, high, second if "uar" in test else None))
     if not any(row.value is not None for row in dots):
-        return Section("Folds", (grid,))
+        return Section(title, (grid,))
     reference = (found.chance, "chance") if found and found.chance else None
     words = (
         "UAR of each fold on test (filled, with its interval) and on validation (hollow). "
@@ -124,14 +124,14 @@ def folds(found: Outcome | None, runs: Mapping[str, Run]) -> Section:
         words + "A hollow dot far right of its filled one "
         "is a fold whose settings suit its validation clips too well." * bool(tests),
     )
-    return Section("Folds", (grid, picture))
+    return Section(title, (grid, picture))
 
 
-def confusions(found: Outcome | None) -> Section:
+def confusions(found: Outcome | None, title: str = "Confusions") -> Section:
     """Return the confusion matrix and the recall of each class."""
     matrix = found.scores.get("confusion") if found else None
     if not found or not matrix or len(matrix) != len(found.classes):
-        return Section("Confusions", (missing("No confusion matrix was recorded."),))
+        return Section(title, (missing("No confusion matrix was recorded."),))
     counts = np.asarray(matrix, dtype=float)
     left = figure(
         confusion(matrix, found.classes),
@@ -149,7 +149,7 @@ def confusions(found: Outcome | None) -> Section:
         "Share of each class's clips that are named rightly; the mean of these bars is the UAR of all clips together.",
         "Recall",
     )
-    return Section("Confusions", (pair(left, right_figure),))
+    return Section(title, (pair(left, right_figure),))
 
 
 def mistakes(test: Run | None, problems: list[str]) -> Section:

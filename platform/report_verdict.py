@@ -30,6 +30,7 @@ class Outcome:
     classes: list[str]
     protocol: str
     openings: int
+    dataset: str = ""  # its name, where there are several
 
     @property
     def chance(self) -> float | None:
@@ -50,17 +51,23 @@ class Outcome:
         return (float(both[0]), float(both[1])) if both and None not in both else None
 
 
-def outcome(run: Run | None, split: str, config: Mapping[str, Any]) -> Outcome | None:
-    """Return what a run's scores.json says, be it one set of scores or those of several folds; None without it."""
+def outcomes(run: Run | None, split: str, config: Mapping[str, Any]) -> list[Outcome]:
+    """Return what a run's scores.json says of each dataset, be it one set of scores or those of several folds."""
     record = run.scores if run else None
     if not run or not record:
-        return None
+        return []
+    return [
+        _outcome(of, split, str(find(config, "protocol") or "not recorded"), run.openings, name)
+        for name, of in (record.get("datasets") or {"": record}).items()
+    ]
+
+
+def _outcome(record: Record, split: str, protocol: str, openings: int, dataset: str) -> Outcome:
     folds = {str(key): value for key, value in (record.get("folds") or {}).items() if isinstance(value, dict)}
     mean = record.get("total") or {}
     scores = record.get("pooled") or mean or record
     classes = [str(name) for name in record.get("classes") or scores.get("classes") or scores.get("per_class") or {}]
-    protocol = str(record.get("protocol") or find(config, "protocol") or "not recorded")
-    return Outcome(split, scores, folds, mean, classes, protocol, run.openings)
+    return Outcome(split, scores, folds, mean, classes, str(record.get("protocol") or protocol), openings, dataset)
 
 
 def _ranged(value: float, both: tuple[float, float] | None, digits: int, unit: str = "", name: str = "") -> Html:
@@ -75,7 +82,8 @@ def _classes_verdict(found: Outcome) -> list[Html]:
     if uar is None:
         return [join("No classes were scored. ")]
     both, chance = found.interval("uar"), found.chance
-    words = [join("It reaches a ", found.split, " UAR of ", _ranged(uar, both, 3, name="95 % interval "))]
+    opening = f"On {found.dataset} it reaches a " if found.dataset else "It reaches a "
+    words = [join(opening, found.split, " UAR of ", _ranged(uar, both, 3, name="95 % interval "))]
     if war is not None:
         words.append(join(" and a WAR of ", _ranged(war, found.interval("war"), 3)))
     words.append(join(f" on {len(found.classes)} classes. "))

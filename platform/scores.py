@@ -30,7 +30,7 @@ def scores(
     the table's own mean direction is taken, which no constant can beat, and `constant.from` says which it was.
     Raises ValueError for views that were not merged, labels outside the classes and predictions that are no numbers.
     """
-    videos = table["video"].to_pylist()
+    videos = list(zip(table["dataset"].to_pylist(), table["video"].to_pylist(), strict=True))
     if len(set(videos)) < len(videos):
         raise ValueError(
             f"scores need one row a video, but {len(videos)} rows hold {len(set(videos))}; merge the views"

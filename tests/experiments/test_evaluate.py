@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mien.data_pipelines.manifest import Manifest
-from mien.experiments import evaluate, report
+from mien.data_pipelines.manifest import SCHEMA, Manifest
+from mien.experiments import evaluate, finetune, report
 from mien.platform.config import ConfigError
 from mien.platform.run import records
+from mien.platform.storage import write_whole
 
 
 @pytest.fixture
@@ -42,6 +45,37 @@ def test_the_test_clips_are_opened_once_and_again_only_if_asked(
     evaluate.main([str(folder), "--again"])
     assert len(records(folder / "test" / "opened.jsonl")) == 2
     assert json.loads((folder / "test" / "scores.json").read_text()) == found
+
+
+def test_the_datasets_of_a_study_are_scored_apart(
+    finetuned: Path, world: Path, recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The same clip names, but one class less.
+    manifest = Manifest.read(world / "manifest.parquet")
+    place, labels = manifest.table.column_names.index("label"), manifest.table["label"]
+    table = manifest.table.set_column(place, SCHEMA.field("label"), pc.min_element_wise(labels, 5))
+    replace(manifest, name="other", table=table, classes=manifest.classes[:6]).write(tmp_path / "other.parquet")
+    folds = tmp_path / "study" / "trials" / "abc"
+    shutil.copytree(finetuned, folds / f"fold_{manifest.name}_1")
+    settings = [f"data.manifest={tmp_path / 'other.parquet'}", "--output", str(folds / "fold_other_1")]
+    finetune.main(["--config", str(recipes["finetune"]), *settings])
+    write_whole(tmp_path / "study" / "winner.json", json.dumps({"trial": "abc", "value": 0.5, "objective": "uar"}))
+    capsys.readouterr()
+
+    evaluate.main([str(tmp_path / "study")])
+    shown = capsys.readouterr().out
+    assert f"test of {manifest.name}, 1 fold(s)" in shown and "test of other, 1 fold(s)" in shown
+    found = json.loads((tmp_path / "study" / "test" / "scores.json").read_text())["datasets"]
+    assert [len(found[name]["classes"]) for name in (manifest.name, "other")] == [7, 6]
+    evaluate.main([str(alone := Path(shutil.copytree(finetuned, tmp_path / "alone")))])
+    assert json.loads((alone / "test" / "scores.json").read_text())["pooled"] == found[manifest.name]["pooled"]
+    tables = [tmp_path / "study" / "test" / "predictions" / f"test_{name}.parquet" for name in found]
+    assert [len(pq.read_table(table)) for table in tables] == [14, 14]
+
+    report.main([str(tmp_path / "study")])
+    page = (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    for title in ("Test", "Folds", "Confusions"):
+        assert f"{title}: {manifest.name}" in page and f"{title}: other" in page
 
 
 def test_the_most_confident_mistakes_are_drawn_and_reported(folder: Path) -> None:

@@ -148,6 +148,13 @@ def test_people_of_two_datasets_with_the_same_name_are_two() -> None:
     assert scores(table, "ab", seed=0)["num_subjects"] == 2
 
 
+def test_clips_of_two_datasets_with_the_same_name_are_two() -> None:
+    table = make([0, 1], [0, 1], 2)
+    table = table.set_column(table.column_names.index("video"), "video", pa.array(["00001", "00001"]))
+    table = table.set_column(table.column_names.index("dataset"), "dataset", pa.array(["a", "b"]))
+    assert scores(table, "ab", seed=0)["num_clips"] == 2
+
+
 def test_intervals_of_twelve_thousand_clips_take_under_two_seconds() -> None:
     rng = np.random.default_rng(0)
     gaze = rng.normal(0, 0.3, (12_000, 2))
