@@ -1,9 +1,10 @@
 """Augmentation of one clip as uint8, with one draw for all its frames; what moves the picture moves its gaze too.
 
 Sources: MAE-DFER (Sun et al., ACM MM 2023): the multi-scale crop of its pretraining; resize, RandAugment, resized crop,
-flip and random erasing, in this order, of its fine-tuning. Two differences. Pictures stay uint8: standardising follows
-on the device, so the erasing noise, standard normal there, is put back on the scale of pixels here and cut off at 0 and
-255. A side that shrinks is averaged by area, where the published code uses a triangle filter.
+flip and random erasing, in this order, of its fine-tuning. Three differences. Pictures stay uint8: standardising
+follows on the device, so the erasing noise, standard normal there, is put back on the scale of pixels here and cut off
+at 0 and 255. A side that shrinks is averaged by area, where the published code uses a triangle filter. A crop never
+leaves the frame, where the published one can be a pixel or two larger than a frame just under `size`.
 
 A flip negates yaw. Rotation, shear, shift, small crops and crops that stretch would need another label than the one we
 have; where a setting allows them, the gaze of every training clip becomes unknown (NaN), never wrong. `for_gaze` turns
@@ -123,6 +124,7 @@ def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: Augmen
     sides = [size if abs(side - size) < 3 else side for side in sides]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]
+    crop_height, crop_width = min(crop_height, height), min(crop_width, width)  # a side that became `size` may not fit
     places = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]  # quarters of the way down and right
     down, right = places[rng.integers(len(places))]
     top, left = down * ((height - crop_height) // 4), right * ((width - crop_width) // 4)

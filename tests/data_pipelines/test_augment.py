@@ -119,6 +119,23 @@ def test_pretraining_crops_are_the_published_sizes_and_places() -> None:
     assert seen == expected
 
 
+@pytest.mark.parametrize("size", [32, 160])
+@pytest.mark.parametrize("height", range(-4, 5))
+@pytest.mark.parametrize("width", [-4, -2, -1, 0, 1, 3, 40])
+def test_pretraining_crops_lie_inside_frames_a_little_smaller_or_larger_than_the_target(
+    size: int, height: int, width: int
+) -> None:
+    # Red is the column, green the row: a crop that left the frame would show a stretched strip or a border.
+    rows, columns = (np.arange(size + more, dtype=np.uint8) for more in (height, width))
+    frame = np.stack([*np.meshgrid(columns, rows), np.full((len(rows), len(columns)), 9, np.uint8)], axis=-1)
+    short = min(len(rows), len(columns))
+    for draw in range(40):
+        (cut,), _ = run(AugmentConfig(kind="pretrain"), draw, frame[None], size=size)
+        assert (cut[..., 2] == 9).all()
+        for first, last in ((cut[0, 0, 1], cut[-1, 0, 1]), (cut[0, 0, 0], cut[0, -1, 0])):
+            assert int(0.66 * short) - 3 <= int(last) - int(first) < max(short, size)
+
+
 def test_the_voxceleb2_precrop_is_the_upper_middle() -> None:
     clip = clip_of(size=224)
     config = AugmentConfig(precrop="voxceleb2")
