@@ -1,9 +1,10 @@
 """Who trains, who validates, who is tested: official tests, and a validation part carved out of train.
 
-The published system has no validation part: it selects and reports on the same clips. Here validation comes out of
-train, by whole persons where persons are known and by whole files where they are not, in the proportions of the
-classes. For comparison, `paper` gives the published protocol and `leaky` a validation part that shares its persons with
-train; every split says which it is.
+On emotion sets the published system has no validation part: it selects and reports on the same clips. Here validation
+comes out of train, by whole persons where persons are known and by whole files where they are not, in the proportions
+of the classes. An official validation part (Gaze360 has one, and the published system selects on it) is validated on
+as it is, and never trained on. For comparison, `paper` gives the published protocol and `leaky` a validation part that
+shares its persons with train; every split says which it is.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ class SplitConfig(BaseModel, frozen=True, extra="forbid"):
 
     protocol: Literal["honest", "paper", "leaky"] = Field(
         "honest",
-        description="honest = validation carved out of train, by persons; paper = validation is the test part, as "
-        "published; leaky = carved out clip by clip, its persons seen in training: only to show how much that flatters",
+        description="honest = the official validation part, or else one carved out of train, by persons; paper = the "
+        "official one, or else the test part, as published; leaky = carved out of train clip by clip, its persons seen "
+        "in training: only to show how much that flatters",
     )
     validation_ratio: float = Field(
         0.1, gt=0, lt=1, description="honest, leaky: share of each class of train that validates"
@@ -54,19 +56,29 @@ def folds(manifest: Manifest) -> list[int]:
 def split(manifest: Manifest, fold: int | None, config: SplitConfig) -> Split:
     """Return the parts for one official fold, or for the official test part where `fold` is None.
 
-    An honest split takes an official validation part as it is. Raises SplitError where fold, classes or groups do not
-    allow it.
+    No protocol trains on an official validation part; a leaky split, which carves its own, leaves it out. Raises
+    SplitError where fold, classes or groups do not allow it.
     """
     parts = np.array([part or "" for part in manifest.column("split")])
     if fold is None:
         if folds(manifest):
             raise SplitError(f"{manifest.name} is tested by folds: choose one of {folds(manifest)}")
         is_test = parts == "test"
+    elif not folds(manifest):
+        raise SplitError(
+            f"a fold can only be chosen where there are some, but {manifest.name} has none and got fold {fold}: set "
+            "data.fold=null to take its own train and test parts, or prepare it with folds=5 to make folds"
+        )
     else:
         if fold not in folds(manifest):
             raise SplitError(f"the fold must be one of {folds(manifest)}, which {manifest.name} has, but got {fold}")
         is_test = np.array([tested == fold for tested in manifest.column("fold")]) | (parts == "test")
-    rest, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    is_val = (parts == "val") & ~is_test
+    rest, official, test = (np.flatnonzero(chosen) for chosen in (~is_test & ~is_val, is_val, is_test))
+    if not len(rest):
+        raise SplitError(
+            f"some clips must train, but all {len(manifest)} of {manifest.name} validate or test: add a train part"
+        )
     _check_classes(manifest, rest)
     if config.protocol == "leaky":
         chosen = _carve(np.arange(len(rest)), _labels(manifest)[rest], config.validation_ratio, config.seed)
@@ -74,14 +86,17 @@ def split(manifest: Manifest, fold: int | None, config: SplitConfig) -> Split:
     groups = _groups(manifest)
     whole = "subject" if None not in manifest.column("subject") else "clip"
     if config.protocol == "paper":
-        if not len(test):
-            raise SplitError(f"the paper's protocol validates on the test part, but {manifest.name} names none")
-        return Split(rest, test, test, "paper", whole)
-    if (parts == "val").any():
-        chosen = parts[rest] == "val"
+        if not len(official) and not len(test):
+            raise SplitError(
+                f"the paper's protocol validates on the official validation or test part, but {manifest.name} names "
+                "none: set data.split.protocol=honest, or choose a fold"
+            )
+        return Split(rest, official if len(official) else test, test, "paper", whole)
+    if len(official):
+        train, val = rest, official
     else:
         chosen = _carve(groups[rest], _labels(manifest)[rest], config.validation_ratio, config.seed)
-    train, val = rest[~chosen], rest[chosen]
+        train, val = rest[~chosen], rest[chosen]
     if not len(val) or not len(train):
         raise SplitError(
             f"validation needs at least one group of clips beside train, but {manifest.name} has "

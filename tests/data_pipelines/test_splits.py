@@ -108,6 +108,39 @@ def test_official_parts_are_kept() -> None:
         split(leaking, None, SplitConfig())
 
 
+@pytest.mark.parametrize("protocol", ["honest", "paper", "leaky"])
+@pytest.mark.parametrize("fold", [None, 2])
+def test_no_protocol_trains_on_an_official_validation_part(protocol: Any, fold: int | None) -> None:
+    rows = []
+    for i, row in enumerate(world(subjects=20).rows()):
+        person = i // 12
+        part = "val" if person % 4 == 0 else None if fold else "test" if person % 4 == 1 else "train"
+        rows.append(row | {"split": part, "fold": row["fold"] if fold and part is None else None})
+    manifest = build(rows, CLASSES, "", "toy")
+    found = split(manifest, fold, SplitConfig(protocol=protocol))
+    official = [i for i, row in enumerate(rows) if row["split"] == "val"]
+    tested = [i for i, row in enumerate(rows) if row["split"] == "test" or (fold and row["fold"] == fold)]
+    assert found.protocol == protocol and found.test.tolist() == tested
+    assert not set(found.train.tolist()) & {*official, *tested}
+    if protocol == "leaky":  # carves its own out of train
+        assert not set(found.val.tolist()) & {*official, *tested}
+        assert len(found.train) + len(found.val) + len(official) + len(tested) == len(rows)
+    else:
+        assert found.val.tolist() == official
+        check_parts(manifest, found)
+
+
+def test_the_paper_needs_a_part_to_validate_on_and_any_split_one_to_train_on() -> None:
+    rows = [row | {"split": "train" if i < 60 else "val"} for i, row in enumerate(world(fold=None).rows())]
+    found = split(build(rows, CLASSES, "", "toy"), None, SplitConfig(protocol="paper"))
+    assert len(found.train) == 60 and len(found.val) == len(rows) - 60 and not len(found.test)
+    with pytest.raises(SplitError, match=r"names none: set data\.split\.protocol=honest"):
+        split(world(fold=None), None, SplitConfig(protocol="paper"))
+    for protocol in ("honest", "paper", "leaky"):
+        with pytest.raises(SplitError, match="all 360 of toy validate or test: add a train part"):
+            split(world(fold=None, split="val"), None, SplitConfig.model_validate({"protocol": protocol}))
+
+
 def test_a_clip_level_split_leaks_and_says_so() -> None:
     manifest = world()
     found = split(manifest, 2, SplitConfig(protocol="leaky", validation_ratio=0.2))
@@ -146,8 +179,10 @@ def test_what_cannot_be_split_says_why() -> None:
         make_folds(manifest, 31, seed=0)
     with pytest.raises(SplitError, match="none of c"):
         split(build([row for row in manifest.rows() if row["label"] != 2], CLASSES, "", "toy"), 1, SplitConfig())
-    with pytest.raises(SplitError, match="names none"):
-        split(world(fold=None), None, SplitConfig(protocol="paper"))
+    with pytest.raises(
+        SplitError, match=r"toy has none and got fold 1: set data\.fold=null.*or prepare it with folds=5"
+    ):
+        split(world(fold=None), 1, SplitConfig())
     with pytest.raises(SplitError, match="at least one group"):
         split(world(subjects=1, fold=None), None, SplitConfig())
 
