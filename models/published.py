@@ -30,6 +30,21 @@ HEAD_WIDTH = 64  # channels of an attention head in every published model
 STAGES = ("second_attn", "third_attn")
 
 
+class Aside:
+    """Stands for a NumPy number that a file holds beside its weights, and for its type: nothing of it is kept."""
+
+    def __init__(self, *_: object) -> None:
+        """Take whatever a number is made of."""
+
+    def __setstate__(self, _: object) -> None:
+        """Take whatever a type is made of."""
+
+
+# The schedules of the published system are NumPy arrays, so the learning rates in its optimiser's state are NumPy
+# numbers. They are not needed, so nothing of NumPy is run. Version 2 of NumPy renamed the module.
+NUMPY_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+
+
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Return the weights of a published file (under `model` or `module`, beside settings), never running its code.
 
@@ -38,7 +53,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or no file of PyTorch 1.6 or later; fetch it again, or save it anew")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((Aside, name) for name in NUMPY_NAMES)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

@@ -4,10 +4,12 @@ import argparse
 import itertools
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -270,6 +272,50 @@ def test_a_published_file_is_read_with_its_settings_beside(tmp_path: Path, wide:
     assert read_state(wrapped).keys() == state.keys()
 
 
+def renamed(path: Path, old: bytes, new: bytes) -> Path:
+    """Rewrite a saved file, another module's name standing in its pickle."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
+    return path
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"], ids=["1", "2"])
+def test_a_file_with_the_state_of_training_is_read_whatever_numpy_wrote_it(
+    module: bytes, tmp_path: Path, wide: Callable[..., BackboneConfig]
+) -> None:
+    task = expression(wide())
+    optimiser = torch.optim.AdamW(task.parameters(), lr=1e-3)
+    task({"clip": torch.zeros(1, 8, 32, 32, 3), "label": torch.zeros(1, dtype=torch.int64)})["loss"].backward()
+    optimiser.step()
+    # As the published loop does: the schedules are arrays, indexed by the step.
+    optimiser.param_groups[0] |= {"lr": np.linspace(0, 1e-3, 5)[3] * 0.75, "weight_decay": np.float64(0.05)}
+    others = [np.float32(0.5), np.int64(3), np.bool_(True)]
+    scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 7}
+    content = {
+        "model": save(task),
+        "optimizer": optimiser.state_dict(),
+        "epoch": 49,
+        "scaler": scaler,
+        "args": argparse.Namespace(lr=np.float64(1e-3), others=others, lg_region_size=[2, 5, 10]),
+    }
+    path = write(tmp_path / "checkpoint-49.pth", content)
+    with zipfile.ZipFile(path) as archive:
+        written = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    found = re.search(rb"cnumpy\.\w+\.multiarray\nscalar\n", written)
+    assert found, "the file holds numbers of NumPy"
+    state = read_state(renamed(path, found[0], b"c" + module + b"\nscalar\n"))
+    assert state.keys() == content["model"].keys()
+    assert all(torch.equal(value, content["model"][name]) for name, value in state.items())
+
+
+def test_numbers_of_numpy_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold named tensors"):
+        read_state(write(tmp_path / "numbers.pth", {"model": {"x": np.float64(1)}}))
+
+
 class Bomb:
     """A pickle of this opens a file when it is loaded."""
 
@@ -280,11 +326,21 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
+class NumberBomb(Bomb):
+    """The same, as what a number of NumPy is made of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.float64(1).__reduce__()[0], (np.dtype(object), Bomb(self.path))
+
+
 def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> None:
     target = tmp_path / "ran"
-    path = write(tmp_path / "bomb.pth", {"model": {"x": torch.zeros(1)}, "args": Bomb(target)})
-    with pytest.raises(ValueError, match="could run code"):
-        read_state(path)
+    beside = {"args": Bomb(target)}, {"args": argparse.Namespace(lr=np.float64(1), x=Bomb(target))}
+    for others in (*beside, {"optimizer": {"lr": NumberBomb(target)}}):
+        path = write(tmp_path / "bomb.pth", {"model": {"x": torch.zeros(1)}} | others)
+        with pytest.raises(ValueError, match="could run code"):
+            read_state(path)
+        assert not target.exists()
     path.write_bytes(pickle.dumps(Bomb(target)))
     with pytest.raises(ValueError, match="no file of PyTorch"):
         read_state(path)
