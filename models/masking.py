@@ -39,6 +39,11 @@ class MaskConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+def num_hidden(ratio: float, patches: int) -> int:
+    """Return how many patches of a window are hidden; as published, the share of the whole product, rounded down."""
+    return int(ratio * patches)
+
+
 def window_of(config: MaskConfig, grid: tuple[int, int, int], region: tuple[int, int, int] | None) -> tuple[int, int]:
     """Return the mask's window (h, w) in patches; `region` is the encoder's, None if it has no regions.
 
@@ -66,8 +71,7 @@ def window_of(config: MaskConfig, grid: tuple[int, int, int], region: tuple[int,
         raise ValueError(
             f"symmetry needs a window as wide as the frame ({w} patches) and of even width, but it is {ww} wide"
         )
-    hidden = int(config.ratio * wh * ww)
-    if hidden == 0:
+    if num_hidden(config.ratio, wh * ww) == 0:
         raise ValueError(
             f"a mask must hide something, but {config.ratio} of the {wh * ww} patches of a window is less than one; "
             "raise mask.ratio or take larger windows"
@@ -91,9 +95,9 @@ def draw_keep(
         scores = scores.masked_fill(other, torch.iinfo(torch.int64).max)
     scores = rearrange(scores, "b (nh wh) (nw ww) -> b nh nw (wh ww)", wh=wh, ww=ww)
     ranks = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
-    hidden = ranks >= wh * ww - int(config.ratio * wh * ww)
-    mask = repeat(hidden, "b nh nw (wh ww) -> b (t nh wh nw ww)", t=t, wh=wh, ww=ww)
-    num_kept = t * (h // wh) * (w // ww) * (wh * ww - int(config.ratio * wh * ww))
+    shown = wh * ww - num_hidden(config.ratio, wh * ww)
+    mask = repeat(ranks >= shown, "b nh nw (wh ww) -> b (t nh wh nw ww)", t=t, wh=wh, ww=ww)
+    num_kept = t * (h // wh) * (w // ww) * shown
     return mask.to(torch.int8).argsort(dim=1, stable=True)[:, :num_kept]
 
 

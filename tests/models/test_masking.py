@@ -51,6 +51,22 @@ def test_every_window_hides_the_rounded_down_share(window: tuple[int, int], rati
     assert (counts == size - int(ratio * size)).all()
 
 
+@pytest.mark.parametrize(
+    ("config", "in_a_window"),
+    [
+        (MaskConfig(kind="tube", ratio=0.29), 72),
+        (MaskConfig(window=(5, 10), ratio=0.58), 22),
+        (MaskConfig(window=(5, 10), ratio=0.94), 3),
+        (MaskConfig(window=(5, 10), ratio=0.9), 5),
+    ],
+)
+def test_the_share_is_rounded_as_published(config: MaskConfig, in_a_window: int) -> None:
+    """The patches of a window are multiplied first: 0.29 * 100 is just below 29, 0.29 * 10 * 10 is not."""
+    windows = 1 if config.kind == "tube" else 2
+    shown = visible(config, region=None)
+    assert (shown.view(-1, 8, windows, 100 // windows).sum(dim=3) == in_a_window).all()
+
+
 @pytest.mark.parametrize("symmetry", ["global", "local"])
 def test_symmetry_shows_one_half_of_the_face(symmetry: str) -> None:
     draws = torch.arange(200)
