@@ -88,12 +88,16 @@ class Task(nn.Module):
         return self.backbone.config.encoder.depth
 
     def parameter_layers(self) -> dict[str, int]:
-        """Return the layer of each parameter; as published, learned tokens count as the last."""
+        """Return the layer of each parameter, for rates that rise with it.
+
+        As published, the mask token counts with the embedding, but the regions' tokens, which the first block takes
+        in, with all that comes after the blocks.
+        """
         layers = {}
         for name, _ in self.named_parameters():
             block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
-            embedding = name.startswith("backbone.embed.")
-            layers[name] = int(block[1]) + 1 if block else 0 if embedding else self.num_layers + 1
+            first = name.startswith("backbone.embed.") or name == "mask_token"
+            layers[name] = int(block[1]) + 1 if block else 0 if first else self.num_layers + 1
         return layers
 
     def undecayed(self) -> set[str]:

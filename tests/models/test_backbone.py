@@ -82,6 +82,15 @@ def test_weights_of_another_model_are_refused_by_name(
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
+def test_of_the_learned_tokens_the_mask_token_is_in_the_first_layer_and_the_regions_in_the_last(
+    pretrained: MaskedAutoencoder,
+) -> None:
+    layers = pretrained.parameter_layers()
+    assert layers["mask_token"] == layers["backbone.embed.weight"] == 0
+    rest = ("backbone.encoder.region_tokens", "encoder_to_decoder.weight", "decoder.blocks.0.mlp.fc1.weight")
+    assert {layers[name] for name in rest} == {pretrained.num_layers + 1}
+
+
 def test_the_weighted_mean_of_nothing_is_0() -> None:
     assert weighted_mean(torch.tensor([1.0, 2.0]), torch.zeros(2)).item() == 0
     assert weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([0.2, 0.1])).item() == pytest.approx(2)

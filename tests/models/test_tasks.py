@@ -118,7 +118,7 @@ def test_layers_go_from_the_embedding_over_the_blocks_to_the_rest(make: Callable
     assert layers.keys() == dict(task.named_parameters()).keys()
     assert task.num_layers == 2
     for name, layer in layers.items():
-        if name.startswith("backbone.embed."):
+        if name.startswith("backbone.embed.") or name == "mask_token":
             assert layer == 0
         elif name.startswith("backbone.encoder.blocks."):
             assert layer == int(name.split(".")[3]) + 1
