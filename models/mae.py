@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mien.models.attention import INIT_STD, Block, Norm, initialise
+from mien.models.attention import INIT_STD, Block, Norm, drop_path_rates, initialise
 from mien.models.backbone import BackboneConfig, Task, evaluating
 from mien.models.lgi_former import LgiFormer
 from mien.models.masking import MaskConfig, complement, draw_keep, window_of
@@ -40,6 +40,7 @@ class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int = Field(4, description="joint blocks", gt=0)
     heads: int = Field(6, description="attention heads; must divide width", gt=0)
     mlp_ratio: int = Field(4, description="hidden channels of the MLP, in widths", gt=0)
+    drop_path: float = Field(0.0, description="stochastic depth of the last block, rising from 0", ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "DecoderConfig":
@@ -97,7 +98,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, tube_pixels: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)))
+        rates = drop_path_rates(config.drop_path, config.depth)
+        self.blocks = nn.Sequential(*(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates))
         self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, tube_pixels)
 

@@ -195,6 +195,20 @@ def test_a_perfect_prediction_is_shown_as_the_input(
     assert grey == pytest.approx(0.75, abs=0.01)
 
 
+def test_the_decoder_drops_branches_in_training_more_often_with_each_block(
+    make: Callable[..., MaskedAutoencoder], batch: Batch
+) -> None:
+    plain, dropping = make(), make(decoder=DECODER | {"depth": 3, "drop_path": 0.4})
+    rates = [[block.drop_path.rate for block in task.decoder.blocks] for task in (plain, dropping)]
+    assert rates == [[0, 0], [0, 0.2, 0.4]]
+    losses = [dropping.train()(batch)["loss"].item() for _ in range(4)]
+    assert len(set(losses)) > 1
+    kept = dropping.eval()(batch)["loss"]
+    without = make(decoder=DECODER | {"depth": 3})
+    without.load_state_dict(dropping.state_dict())
+    assert torch.equal(kept, without.train()(batch)["loss"])
+
+
 def test_learned_tokens_start_small_and_the_bridge_as_pytorch_has_it(make: Callable[..., MaskedAutoencoder]) -> None:
     task = make()
     for token in (task.mask_token, task.backbone.encoder.region_tokens):
