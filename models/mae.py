@@ -57,7 +57,8 @@ class TargetConfig(BaseModel, frozen=True, extra="forbid"):
     group: int = Field(2, description="frames of a group; must divide the clip's frames", ge=2)
     motion_weight: float | None = Field(
         None,
-        description="share w of the loss: (1 - w) * first frames + w * changes, each a mean; null: plain mean",
+        description="share w of the loss: (1 - w) * first frames + w * later frames, each a mean; first of a tube, or "
+        "of a group where groups are shorter or tubes have one frame; null: plain mean",
         ge=0,
         le=1,
     )
@@ -210,8 +211,12 @@ class MaskedAutoencoder(Task):
         if config.motion_weight is None:
             return error.mean(dim=(1, 2))
         of_frames = error.unflatten(-1, (tubes.tubelet, -1)).mean(dim=-1)
+        # As published, a tube's first frame counts against its others, although where groups are longer than tubes
+        # it is a change as well. Where they are shorter, and in tubes of one frame, which were not published, the
+        # first frames of groups do.
+        span = config.group if tubes.tubelet == 1 else min(config.group, tubes.tubelet)
         frame = hidden[:, :, None] // (tubes.grid[1] * tubes.grid[2]) * tubes.tubelet
-        first = (frame + torch.arange(tubes.tubelet, device=frame.device)) % config.group == 0
+        first = (frame + torch.arange(tubes.tubelet, device=frame.device)) % span == 0
         means = [(of_frames * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)).clamp(min=1) for part in (first, ~first)]
         return (1 - config.motion_weight) * means[0] + config.motion_weight * means[1]
 

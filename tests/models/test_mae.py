@@ -140,16 +140,36 @@ def test_each_token_has_its_own_position_in_the_decoder(make: Callable[..., Mask
     assert not torch.equal(order, torch.arange(16).expand(4, -1))
 
 
-def test_motion_weight_of_half_is_the_plain_mean(make: Callable[..., MaskedAutoencoder], batch: Batch) -> None:
-    plain = make().predict(batch)["loss"]
-    weighed = make(target={"motion_weight": 0.5}).predict(batch)["loss"]
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_motion_weight_of_half_is_the_plain_mean(
+    group: int, make: Callable[..., MaskedAutoencoder], batch: Batch
+) -> None:
+    plain = make(target={"group": group}).predict(batch)["loss"]
+    weighed = make(target={"group": group, "motion_weight": 0.5}).predict(batch)["loss"]
     torch.testing.assert_close(weighed, plain)
 
 
-@pytest.mark.parametrize(("tubelet", "group"), [(2, 2), (2, 4), (1, 4), (4, 2)])
-def test_motion_weight_mixes_the_first_frames_and_the_changes(
-    tubelet: int, group: int, make: Callable[..., MaskedAutoencoder], batch: Batch
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_motion_weight_splits_the_painted_vector_in_halves_as_published(
+    group: int, make: Callable[..., MaskedAutoencoder], batch: Batch
 ) -> None:
+    task = make(target={"motion_weight": 0.3, "group": group})
+    out = task.predict(batch)
+    tubes = task.backbone.config.tubes
+    target = target_of(to_tubes(batch["clip"].movedim(-1, 1), tubes) / 255, tubes, task.config.target)
+    halves = (out["prediction"] - gather(target, out["hidden"])).square().chunk(2, dim=-1)
+    expected = 0.7 * halves[0].mean(dim=(1, 2)) + 0.3 * halves[1].mean(dim=(1, 2))
+    torch.testing.assert_close(out["loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("tubelet", "group", "first"),
+    [(2, 2, 2), (2, 4, 2), (4, 8, 4), (4, 4, 4), (4, 2, 2), (1, 4, 4)],
+)
+def test_motion_weight_mixes_the_first_frames_and_the_later_ones(
+    tubelet: int, group: int, first: int, make: Callable[..., MaskedAutoencoder], batch: Batch
+) -> None:
+    """Every `first`-th frame is one: of the tube, or of the group where that is shorter or a tube is one frame."""
     losses = {}
     for weight in (0.0, 0.3, 1.0):
         task = make(tubes={"tubelet": tubelet}, target={"motion_weight": weight, "group": group})
@@ -163,7 +183,7 @@ def test_motion_weight_mixes_the_first_frames_and_the_changes(
     error[rows, out["hidden"]] = (out["prediction"] - target[rows, out["hidden"]]).square()
     hidden = torch.zeros_like(target)
     hidden[rows, out["hidden"]] = 1
-    frames = torch.arange(8) % group == 0
+    frames = torch.arange(8) % first == 0
     of_first = from_tubes(error, tubes)[:, :, frames].sum(dim=(1, 2, 3, 4))
     torch.testing.assert_close(losses[0.0], of_first / from_tubes(hidden, tubes)[:, :, frames].sum(dim=(1, 2, 3, 4)))
 
