@@ -156,6 +156,25 @@ class FeatureTask(Task):
         return self.fc_norm(torch.cat([messengers, patches], dim=1).mean(dim=1))
 
 
+def for_each_row(values: Tensor, name: str, shape: torch.Size, tail: tuple[int, ...] = ()) -> Tensor:
+    """Return values (n, *tail), one for each row of an output whose rows have the shape (b,) or (b, t).
+
+    Of frames (b, t) each takes its own value (b, t, *tail), or its clip's (b, *tail). Raises ValueError for any other
+    shape, which would otherwise be stretched to something that nobody meant.
+    """
+    clips = (shape[0], *tail)
+    if values.shape == (*shape, *tail):
+        return values.flatten(0, len(shape) - 1)
+    if values.shape == clips:
+        return values.repeat_interleave(shape[1], dim=0)
+    allowed = f"{clips}, one for each clip"
+    advice = "give each clip one, or set per_frame to learn from each frame's own"
+    if len(shape) == 2:
+        allowed += f", or {(*shape, *tail)}, one for each frame"
+        advice = "give each clip or each frame one"
+    raise ValueError(f"{name} must have the shape {allowed}, but it is {tuple(values.shape)}; {advice}")
+
+
 def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
     """Return the mean of errors (n,) by weights (n,); exactly 0, with gradients of 0, where all weights are 0."""
     total = weights.sum()

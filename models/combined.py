@@ -1,8 +1,9 @@
 """Expression and gaze together: alpha * cross-entropy + gaze_weight * gaze error.
 
 alpha scales the classes only and is no share: with alpha 0 gaze is trained alone, with gaze_weight 0 the classes are.
-Each term is a mean over its own labelled clips, so datasets with either label may be mixed. Units: the gaze error is
-in radians (squared for mse), about 0.3 for a zero prediction on Gaze360, and the cross-entropy starts at ln 7 = 1.95.
+Each term is a mean over its own labelled clips (with per_frame: frames), so datasets with either label may be mixed.
+Units: the gaze error is in radians (squared for mse), about 0.3 for a zero prediction on Gaze360, and the
+cross-entropy starts at ln 7 = 1.95.
 Source: the combined loss of the Facial-Foundation-Model project (its combine_loss_alpha).
 """
 
@@ -44,7 +45,7 @@ class Combined(FeatureTask):
         self.gaze_head.requires_grad_(config.gaze_weight > 0)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `loss`, `class_loss` and `gaze_loss` of a batch with clip, label and gaze."""
+        """Return `loss`, `class_loss` and `gaze_loss` of a batch with clip, label and gaze; see either task."""
         features = self.features(batch)
         classes = class_loss(self.class_head(features), batch, self.config.smoothing)
         losses = {"loss": self.config.alpha * classes, "class_loss": classes}

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.models.attention import initialise
-from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, weighted_mean
+from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, for_each_row, weighted_mean
+
+LABEL_KEYS = ("label", "partner_label", "partner_weight")
 
 
 class ClassesConfig(FeaturesConfig, frozen=True):
@@ -39,7 +41,10 @@ class Expression(FeatureTask):
         scale_head(self.head, config.head_scale)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the `loss` of a batch with clip and label, and with partner_label and partner_weight where mixed."""
+        """Return the `loss` of a batch with clip and label, and with partner_label and partner_weight where mixed.
+
+        With per_frame, label is one for each clip (b,) or one for each frame (b, t).
+        """
         return {"loss": class_loss(self.head(self.features(batch)), batch, self.smoothing)}
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,17 +63,18 @@ def scale_head(head: nn.Module, factor: float) -> None:
 def class_loss(logits: Tensor, batch: Mapping[str, Tensor], smoothing: float) -> Tensor:
     """Return the mean cross-entropy of logits (b, K) or (b, t, K) over what is labelled (label >= 0), else 0.
 
-    A mixed clip counts as two: itself with weight 1 - partner_weight, and its partner with partner_weight.
+    With an output for each frame, a frame bears its own label, of labels (b, t), or its clip's, of labels (b,). A mixed
+    clip counts as two: itself with weight 1 - partner_weight, and its partner with partner_weight. Raises ValueError
+    for labels of another shape.
     """
-    parts = [(batch["label"], torch.ones_like(batch["label"], dtype=torch.float32))]
-    if "partner_label" in batch:
-        share = batch["partner_weight"]
-        parts = [(batch["label"], 1 - share), (batch["partner_label"], share)]
+    given = {key: for_each_row(batch[key], key, logits.shape[:-1]) for key in LABEL_KEYS if key in batch}
+    parts = [(given["label"], torch.ones_like(given["label"], dtype=torch.float32))]
+    if "partner_label" in given:
+        share = given["partner_weight"]
+        parts = [(given["label"], 1 - share), (given["partner_label"], share)]
     rows = logits.float().flatten(0, -2)
     errors, weights = [], []
     for label, weight in parts:
-        # With an output for each frame, every frame bears the clip's label.
-        label, weight = (x.repeat_interleave(len(rows) // len(label)) for x in (label, weight))
         errors.append(F.cross_entropy(rows, label.clamp(min=0), label_smoothing=smoothing, reduction="none"))
         weights.append(weight * (label >= 0))
     return weighted_mean(torch.cat(errors), torch.cat(weights))

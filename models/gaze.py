@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.models.attention import initialise
-from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, weighted_mean
+from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, for_each_row, weighted_mean
 from mien.models.expression import scale_head
 
 
@@ -126,7 +126,7 @@ class Gaze(FeatureTask):
         scale_head(self.head, config.gaze_head_scale)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the `loss` of a batch with clip and gaze."""
+        """Return the `loss` of a batch with clip and gaze; with per_frame, gaze is (b, 2) or each frame's (b, t, 2)."""
         return {"loss": gaze_loss(self.head, self.features(batch), batch)}
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,7 +138,8 @@ class Gaze(FeatureTask):
 def gaze_loss(head: DirectHead | BinnedHead, features: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean error over the clips whose gaze is known (no NaN), else 0; features (b, d) or (b, t, d).
 
-    Raises ValueError for mixed clips, which have no one gaze.
+    With features of frames, a frame bears its own gaze, of gaze (b, t, 2), or its clip's, of gaze (b, 2). Raises
+    ValueError for gaze of another shape, and for mixed clips, which have no one gaze.
     """
     if "partner_label" in batch:
         raise ValueError(
@@ -146,7 +147,7 @@ def gaze_loss(head: DirectHead | BinnedHead, features: Tensor, batch: Mapping[st
             "(mixup, cutmix) off, or set gaze_weight to 0 to learn classes alone"
         )
     rows = features.flatten(0, -2)
-    gaze = batch["gaze"].repeat_interleave(len(rows) // len(batch["gaze"]), dim=0)
+    gaze = for_each_row(batch["gaze"], "gaze", features.shape[:-1], (2,))
     known = gaze.isfinite().all(dim=1)
     return weighted_mean(head.errors(rows, gaze.nan_to_num(0, 0, 0)), known.float())
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mien.models.backbone import BackboneConfig, Task, load_backbone, weighted_mean
+from mien.models.backbone import BackboneConfig, Task, for_each_row, load_backbone, weighted_mean
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 
@@ -89,6 +89,33 @@ def test_of_the_learned_tokens_the_mask_token_is_in_the_first_layer_and_the_regi
     assert layers["mask_token"] == layers["backbone.embed.weight"] == 0
     rest = ("backbone.encoder.region_tokens", "encoder_to_decoder.weight", "decoder.blocks.0.mlp.fc1.weight")
     assert {layers[name] for name in rest} == {pretrained.num_layers + 1}
+
+
+def test_values_are_of_rows_or_of_their_clips() -> None:
+    values = torch.arange(12).view(2, 3, 2)
+    assert torch.equal(for_each_row(values, "gaze", torch.Size((2, 3)), (2,)), values.view(6, 2))
+    assert for_each_row(torch.tensor([4, 5]), "label", torch.Size((2, 3))).tolist() == [4, 4, 4, 5, 5, 5]
+    assert for_each_row(torch.tensor([4, 5]), "label", torch.Size((2,))).tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("found", "rows", "tail", "message"),
+    [
+        ((2, 3), (2,), (), r"label must have the shape \(2,\), one for each clip, but it is \(2, 3\); .*set per_frame"),
+        ((6,), (2, 3), (), r"\(2,\), one for each clip, or \(2, 3\), one for each frame, but it is \(6,\); give each"),
+        ((2, 1), (2, 3), (), r"but it is \(2, 1\)"),
+        ((1, 3), (2, 3), (), r"but it is \(1, 3\)"),
+        ((3, 2), (2, 3), (), r"but it is \(3, 2\)"),
+        ((1,), (2,), (), r"but it is \(1,\)"),
+        ((1, 8, 2), (1,), (2,), r"\(1, 2\), one for each clip, but it is \(1, 8, 2\)"),
+        ((2, 3), (2, 3), (2,), r"\(2, 2\), one for each clip, or \(2, 3, 2\), one for each frame, but it is \(2, 3\)"),
+    ],
+)
+def test_values_of_another_shape_are_refused(
+    found: tuple[int, ...], rows: tuple[int, ...], tail: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        for_each_row(torch.zeros(found), "label", torch.Size(rows), tail)
 
 
 def test_the_weighted_mean_of_nothing_is_0() -> None:

@@ -31,7 +31,7 @@ def test_the_loss_is_alpha_times_classes_plus_the_weighted_gaze(
     task = make(alpha=alpha, gaze_weight=gaze_weight)
     out = task(batch)
     features = task.features(batch)
-    classes = class_loss(task.class_head(features), batch, 0.1)
+    classes = class_loss(task.class_head(features), batch, 0)
     gaze = gaze_loss(task.gaze_head, features, batch)
     torch.testing.assert_close(out["class_loss"], classes)
     torch.testing.assert_close(out["gaze_loss"], gaze)
@@ -74,6 +74,21 @@ def test_a_batch_without_any_label_teaches_nothing(make: Callable[..., Combined]
     nothing = batch | {"label": torch.full((4,), -1), "gaze": torch.full((4, 2), torch.nan)}
     found = gradients(make(), nothing)
     assert found and max(found.values()) == 0
+
+
+def test_frames_bear_labels_of_their_own_in_both_parts(make: Callable[..., Combined], batch: Batch) -> None:
+    task = make(pool="patch", per_frame=True, head_scale=1.0, gaze_head_scale=1.0)
+    alike = batch | {"label": batch["label"][:, None].expand(-1, 8), "gaze": batch["gaze"][:, None].expand(-1, 8, -1)}
+    of_clips, of_frames = task(batch), task(alike)
+    assert all(torch.equal(of_frames[key], of_clips[key]) for key in of_clips)
+    changed = {key: value.clone() for key, value in alike.items()}
+    changed["label"][0, 3], changed["gaze"][0, 3] = 4, torch.nan
+    other = task(changed)
+    assert all(not torch.equal(other[key], of_clips[key]) for key in of_clips)
+    whole = make()
+    for key, message in (("label", r"\(4,\), .* \(4, 8\); .*set per_frame"), ("gaze", r"\(4, 2\), .* \(4, 8, 2\)")):
+        with pytest.raises(ValueError, match=message):
+            whole(batch | {key: alike[key]})
 
 
 def test_prediction_has_both_parts(make: Callable[..., Combined], batch: Batch) -> None:

@@ -72,6 +72,38 @@ def test_each_frame_bears_the_clips_label() -> None:
     torch.testing.assert_close(out["frame_probabilities"], logits.softmax(-1))
 
 
+def test_a_frame_bears_its_own_label_where_it_has_one() -> None:
+    logits = torch.randn(4, 3, 5)
+    of_clips = torch.tensor([0, -1, 2, 1])
+    alike = of_clips[:, None].expand(-1, 3)
+    assert torch.equal(class_loss(logits, {"label": alike}, 0.1), class_loss(logits, {"label": of_clips}, 0.1))
+    of_frames = torch.tensor([[0, 1, -1], [-1, -1, -1], [2, 2, 3], [4, -1, 0]])
+    known = of_frames >= 0
+    expected = F.cross_entropy(logits[known], of_frames[known], label_smoothing=0.1)
+    torch.testing.assert_close(class_loss(logits, {"label": of_frames}, 0.1), expected)
+
+
+def test_mixed_frames_share_their_own_labels_out() -> None:
+    logits = torch.randn(2, 3, 5)
+    label, partner = torch.tensor([[0, 1, 2], [3, 4, -1]]), torch.tensor([[3, 4, -1], [0, 1, 2]])
+    weight = torch.tensor([0.25, 0.75])
+    each = [F.cross_entropy(logits.mT, x.clamp(min=0), reduction="none") * (x >= 0) for x in (label, partner)]
+    counts = (label >= 0) * (1 - weight[:, None]) + (partner >= 0) * weight[:, None]
+    expected = (each[0] * (1 - weight[:, None]) + each[1] * weight[:, None]).sum() / counts.sum()
+    batch = {"label": label, "partner_label": partner, "partner_weight": weight}
+    torch.testing.assert_close(class_loss(logits, batch, 0), expected)
+
+
+@pytest.mark.parametrize("key", ["label", "partner_label", "partner_weight"])
+def test_labels_of_another_shape_are_refused(key: str) -> None:
+    batch = {"label": torch.zeros(4, dtype=torch.int64), "partner_label": torch.zeros(4, dtype=torch.int64)}
+    batch |= {"partner_weight": torch.zeros(4)} | {key: torch.zeros(4, 2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=rf"{key} must have the shape \(4,\), one for each clip, but it is \(4, 2\)"):
+        class_loss(LOGITS, batch, 0)
+    with pytest.raises(ValueError, match=rf"{key} .*or \(4, 3\), one for each frame, but it is \(4, 2\)"):
+        class_loss(torch.randn(4, 3, 5), batch, 0)
+
+
 @pytest.mark.parametrize("pool", ["region", "patch", "all"])
 def test_features_are_the_normed_mean_of_the_tokens_asked_for(
     pool: str, make: Callable[..., Expression], batch: dict[str, Tensor]

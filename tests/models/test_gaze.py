@@ -1,6 +1,7 @@
 """Angles, vectors and bins of the gaze: Gaze360's frame, bins with centres, yaw on the circle."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,25 @@ def test_unknown_gaze_does_not_count(head: DirectHead | BinnedHead) -> None:
     nothing.backward()
     assert nothing.item() == 0
     assert x.grad is not None and x.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("head", [DirectHead(4, AnglesConfig()), binned()], ids=["direct", "binned"])
+def test_a_frame_bears_its_own_gaze_where_it_has_one(head: DirectHead | BinnedHead) -> None:
+    x = torch.randn(5, 3, 4)
+    alike = CENTRES[:, None].expand(-1, 3, -1)
+    assert torch.equal(gaze_loss(head, x, {"gaze": alike}), gaze_loss(head, x, {"gaze": CENTRES}))
+    of_frames = torch.stack([CENTRES, CENTRES.flip(0), -CENTRES], dim=1)
+    of_frames[1, 2] = of_frames[3] = torch.nan
+    known = of_frames.isfinite().all(dim=-1)
+    expected = head.errors(x[known], of_frames[known]).mean()
+    torch.testing.assert_close(gaze_loss(head, x, {"gaze": of_frames}), expected)
+
+
+def test_gaze_of_another_shape_is_refused() -> None:
+    head = DirectHead(4, AnglesConfig())
+    for rows, gaze in (((1,), (1, 8, 2)), ((5,), (1, 2)), ((5, 8), (5, 4, 2)), ((5, 8), (5, 8)), ((5, 2), (5, 8, 2))):
+        with pytest.raises(ValueError, match=rf"gaze must have the shape .* but it is {re.escape(str(gaze))}"):
+            gaze_loss(head, torch.randn(*rows, 4), {"gaze": torch.zeros(gaze)})
 
 
 def test_mixed_clips_are_refused_since_they_have_two_gazes() -> None:
