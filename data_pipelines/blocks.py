@@ -19,6 +19,7 @@ import numpy as np
 import ray
 from pydantic import Field
 from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data._internal.execution.execution_callback import ExecutionCallback  # Ray offers it nowhere else
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
 from mien.data_pipelines.unreadable import DropLimit
@@ -88,7 +89,7 @@ class Blocks(Datasource):
         return self._tasks
 
 
-class Pace:
+class Pace(ExecutionCallback):
     """Ray Data's execution callback that rests between two steps of the scheduling loop.
 
     The loop does not wait while all blocks are ready and none may be taken yet, which is how it should be most of the
@@ -96,18 +97,9 @@ class Pace:
     step become 0.31 s.
     """
 
-    def before_execution_starts(self, executor: object) -> None:
-        """Do nothing."""
-
     def on_execution_step(self, executor: object) -> None:
         """Rest."""
         time.sleep(PACE_SECONDS)
-
-    def after_execution_succeeds(self, executor: object) -> None:
-        """Do nothing."""
-
-    def after_execution_fails(self, executor: object, error: Exception) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ import yaml
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import reading
-from mien.experiments.finetune import FinetuneConfig, Fold, device_here, load_run, train_gaze, validate
+from mien.experiments.finetune import FinetuneConfig, Fold, load_run, validate
 from mien.platform import pictures, predict, scores
 from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.progress import progress, table
 from mien.platform.run import append, records
 from mien.platform.storage import storing, write_whole
+from mien.platform.training import device_here
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -95,7 +96,8 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
             of = tested.setdefault(fold.manifest.name, Tested(fold.manifest.classes, fold.split.protocol))
             of.folds[name] = found
             of.tables.append(videos.append_column("fold", pa.array([name] * len(videos))))
-            of.gazes += [] if (gaze := train_gaze(fold)) is None else [gaze]
+            known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
+            of.gazes += [] if known is None else [known]
             mistakes += wrong(videos, fold, settings)
             bar.advance()
     each = {name: of.scores(config.seed) for name, of in tested.items()}

@@ -42,7 +42,7 @@ from mien.platform.progress import table
 from mien.platform.run import Interrupt, Run, differences, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
-from mien.platform.training import check_schedule, run_training
+from mien.platform.training import check_schedule, device_here, run_training
 
 LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
 
@@ -93,7 +93,7 @@ def open_fold(config: FinetuneConfig, tubes: TubesConfig) -> Fold:
     if config.data.label_ratio < 1:
         kept = splits.fewer_labels(manifest, split.train, config.data.label_ratio, config.data.split.seed)
         split = replace(split, train=kept)
-    augment = config.data.augment if config.task.name == "expression" else config.data.augment.for_gaze()
+    augment = config.data.augment.for_gaze() if "gaze" in tasks.labels_of(config.task) else config.data.augment
     read = reading.for_model(config.data.sampling, augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
     return Fold(manifest, split, read)
 
@@ -103,7 +103,21 @@ def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
     config = completed(config)
     fold = open_fold(config, config.task.backbone.tubes)
     check_schedule(config.optim, config.loop, len(fold.split.train))
+    check_labels(config, fold)
     return with_classes(config, fold.manifest.classes), fold
+
+
+def check_labels(config: FinetuneConfig, fold: Fold) -> None:
+    """Raise ConfigError where a label that is to be learned is on no training clip, or lost by augmentation."""
+    if "gaze" in (learned := tasks.labels_of(config.task)) and not fold.read.augment.keeps_gaze:
+        raise ConfigError("gaze cannot follow data.augment.kind=pretrain; set it to finetune or none")
+    known = fold.manifest.table.take(fold.split.train)
+    for name, column, other in (("label", "label", "task.alpha=0"), ("gaze", "pitch", "task.gaze_weight=0")):
+        if name in learned and known[column].null_count == len(known):
+            raise ConfigError(
+                f"{config.task.name} learns from each clip's {name}, but none of the {len(known):,} training clips of "
+                f"{config.data.manifest} has one; prepare them with it, set another task.name or, for combined, {other}"
+            )
 
 
 def completed(config: FinetuneConfig) -> FinetuneConfig:
@@ -164,11 +178,6 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
     return task
 
 
-def device_here() -> torch.device:
-    """Return the device a run in this process uses."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def training_batches(
     config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Files | None
 ) -> Iterator[dict[str, Tensor]]:
@@ -183,7 +192,7 @@ def training_batches(
         threads=config.data.threads,
         sources=sources,
     )
-    mix = config.task.name == "expression" or (config.task.name == "combined" and config.task.gaze_weight == 0)
+    mix = "gaze" not in tasks.labels_of(config.task)  # what is between two clips looks nowhere
     count = DropCount(config.data, "data")
     for step, (arrays, dropped) in enumerate(stream, start=start_step):
         for record in dropped:
@@ -202,15 +211,9 @@ def validate(
     )
     views = predict.predict(task, batches, device_here(), config.loop.precision)
     videos = predict.merge(views, fold.manifest.table, rows)
-    found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=train_gaze(fold))
+    known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
+    found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=known)
     return videos, found | {"protocol": fold.split.protocol, "fingerprint": fold.manifest.fingerprint()}
-
-
-def train_gaze(fold: Fold) -> np.ndarray | None:
-    """Return the known gaze of the training clips, (n, 2) radians, or None."""
-    angles = scores.columns(fold.manifest.table.take(fold.split.train), "pitch", "yaw")
-    angles = angles[np.isfinite(angles).all(1)]
-    return angles if len(angles) else None
 
 
 def finetune(

@@ -43,6 +43,7 @@ def study_page(study: Study) -> str:
     problems = list(study.problems)
     name = study.folder.parent.name if study.folder.name == "study" else study.folder.name
     found = report_verdict.outcomes(study.test, "test", study.config)
+    each: Sequence[Outcome | None] = found or [None]
     of_fold = {name: record for of in found for name, record in of.folds.items()}
     stages = {stage: run for stage, run in (("pretraining", study.pretraining), ("test", study.test)) if run}
     runs = {f"fold {fold}": run for fold, run in study.folds.items()} | stages
@@ -50,13 +51,13 @@ def study_page(study: Study) -> str:
     places = {"study": study.environment} | {stage: run.environment for stage, run in stages.items()}
     unopened = "The test has not been opened yet: evaluate.py does that, once, with the winner."
     sections = [
-        *(report_results.result(of, titled("Test", of), unopened) for of in found or [None]),
+        *(report_results.result(of, titled("Test", of), unopened) for of in each),
         report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, of_fold),
         report_search.trials(study),
         report_search.settings(study),
         report_search.alpha_front(study),
-        *(report_results.folds(of, tested_runs(of, study.folds), titled("Folds", of)) for of in found or [None]),
-        *(report_results.confusions(of, titled("Confusions", of)) for of in found or [None]),
+        *(report_results.folds(of, tested_runs(of, study.folds), titled("Folds", of)) for of in each),
+        *(report_results.confusions(of, titled("Confusions", of)) for of in each),
         report_results.mistakes(study.test, problems),
         report_runs.curves(study.pretraining, study.folds),
         report_runs.reconstructions(study.pretraining, problems),

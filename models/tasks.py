@@ -22,3 +22,10 @@ TASKS: dict[str, Any] = {
 def build(config: MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig) -> Task:
     """Make the task a config names, with newly drawn weights (from torch's global generator)."""
     return TASKS[config.name](config)
+
+
+def labels_of(config: MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig) -> set[str]:
+    """Return which labels of a clip a task learns from: "label" (its class), "gaze", both or none."""
+    if config.name == "combined":
+        return {name for name, weight in (("label", config.alpha), ("gaze", config.gaze_weight)) if weight > 0}
+    return {"mae": set(), "expression": {"label"}, "gaze": {"gaze"}}[config.name]

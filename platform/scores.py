@@ -83,6 +83,13 @@ def scores(
     return found
 
 
+def known_gaze(table: pa.Table) -> np.ndarray | None:
+    """Return the gaze of the rows that have one, (n, 2) radians, or None."""
+    angles = columns(table, "pitch", "yaw")
+    angles = angles[np.isfinite(angles).all(1)]
+    return angles if len(angles) else None
+
+
 def bootstrap(units: np.ndarray, seed: int) -> np.ndarray:
     """Return how often each clip counts in each resample, (resamples, clips); clips of one unit count alike."""
     rng, number = np.random.default_rng(seed), int(units.max(initial=-1)) + 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +17,11 @@ from mien.platform.loop import Batch, LoopConfig, LoopState, start, train
 from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
 from mien.platform.run import Interrupt, Run
+
+
+def device_here() -> torch.device:
+    """Return the device that a run in this process uses."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_schedule(optim: OptimConfig, config: LoopConfig, num_clips: int) -> None:

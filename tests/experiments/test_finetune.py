@@ -3,15 +3,17 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
-from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.manifest import SCHEMA, Manifest
 from mien.experiments import finetune
 from mien.models import published
 from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
@@ -144,6 +146,44 @@ def test_one_task_alone_is_scored_by_its_own_numbers(
 ) -> None:
     found = run(f"task.name={task}", "task.pool=patch", *tiny())
     assert there in found and absent not in found
+
+
+def without(world: Path, folder: Path, *columns: str) -> str:
+    """Return the setting of a manifest whose clips lack labels of some kind."""
+    manifest = Manifest.read(world / "manifest.parquet")
+    table = manifest.table
+    for name in columns:
+        field = SCHEMA.field(name)
+        table = table.set_column(SCHEMA.get_field_index(name), field, pa.nulls(len(table), field.type))
+    replace(manifest, table=table).write(folder / "manifest.parquet")
+    return f"data.manifest={folder / 'manifest.parquet'}"
+
+
+def test_what_is_to_be_learned_must_be_there(run: Callable[..., Any], world: Path, tmp_path: Path) -> None:
+    no_gaze = without(world, tmp_path, "pitch", "yaw")
+    with pytest.raises(ConfigError, match=r"each clip's gaze, but none of the 42 training clips.*task\.gaze_weight=0"):
+        run(no_gaze)
+    with pytest.raises(ConfigError, match="each clip's gaze"):
+        run(no_gaze, "task.name=gaze", "task.pool=patch", *tiny())
+    with pytest.raises(ConfigError, match=r"gaze cannot follow data\.augment\.kind=pretrain"):
+        run("data.augment.kind=pretrain")
+    assert not (tmp_path / "run").exists()
+    assert "angular_error_deg" not in run(no_gaze, "task.gaze_weight=0")
+
+
+def test_classes_to_be_learned_must_be_there(run: Callable[..., Any], world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"each clip's label, but none of the .* training clips.*task\.alpha=0"):
+        run(without(world, tmp_path, "label"), "data.split.validation_ratio=0.2")
+
+
+def test_without_gaze_to_learn_clips_are_augmented_as_for_classes(recipes: dict[str, Path]) -> None:
+    given = {"task.gaze_weight": 0, "data.augment.kind": "finetune"}
+    _, fold = finetune.opened(settings.load(finetune.FinetuneConfig, recipes["finetune"], given))
+    assert fold.read.augment.randaugment.geometric and fold.read.augment.crop_area_min < 0.1
+    _, fold = finetune.opened(
+        settings.load(finetune.FinetuneConfig, recipes["finetune"], given | {"task.gaze_weight": 1})
+    )
+    assert not fold.read.augment.randaugment.geometric
 
 
 def tiny() -> list[str]:

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mien.models.backbone import ENCODERS, BackboneConfig, Task
-from mien.models.tasks import TASKS, TaskConfig, build
+from mien.models.combined import CombinedConfig
+from mien.models.tasks import TASKS, TaskConfig, build, labels_of
 
 Batch = dict[str, Tensor]
 PREDICTED = {
@@ -156,6 +157,21 @@ def test_the_encoder_keeps_the_order_of_its_tokens(encoder: str, small: Callable
     assert out.shape == kept.shape
     torch.testing.assert_close(module(kept[:, shuffle], keep[:, shuffle]), out[:, shuffle], rtol=1e-4, atol=1e-5)
     assert torch.equal(module.encode(x)[0], module(x))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_says_which_labels_it_learns_from(name: str, small: Callable[..., BackboneConfig], batch: Batch) -> None:
+    config = TypeAdapter(TaskConfig).validate_python(settings_of(name, small("lgi_former")))
+    task, learned = build(config), labels_of(config)
+    unknown = {"label": torch.full((4,), -1), "gaze": torch.full((4, 2), torch.nan)}
+    assert (task(batch | unknown)["loss"] == 0) == bool(learned)
+    for label in learned:
+        assert task(batch | {name: value for name, value in unknown.items() if name != label})["loss"] > 0
+
+
+def test_a_weight_of_zero_takes_a_label_away() -> None:
+    assert labels_of(CombinedConfig(alpha=0)) == {"gaze"}
+    assert labels_of(CombinedConfig(gaze_weight=0)) == {"label"}
 
 
 def test_an_unknown_task_encoder_or_setting_is_refused() -> None:
