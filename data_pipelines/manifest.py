@@ -198,8 +198,8 @@ def _checked(manifest: Manifest) -> Manifest:
     """Return `manifest`, or raise a ManifestError for the first rule that it breaks."""
     table, name, num_classes = manifest.table, manifest.name, len(manifest.classes)
 
-    def check(ok: pa.ChunkedArray | np.ndarray, rule: str, *columns: str) -> None:
-        """Raise, showing the first rows for which `ok` is false; null counts as fine."""
+    def check(ok: pa.ChunkedArray | np.ndarray, rule: str, *columns: str, remedy: str = "") -> None:
+        """Raise, showing the first rows for which `ok` is false, and `remedy`; null counts as fine."""
         ok = np.asarray(pc.fill_null(ok, True) if isinstance(ok, pa.ChunkedArray) else ok)
         bad = np.flatnonzero(~ok)
         if len(bad):
@@ -207,7 +207,7 @@ def _checked(manifest: Manifest) -> Manifest:
                 f"{table['video'][i].as_py()} (" + ", ".join(f"{c}={table[c][i].as_py()}" for c in columns) + ")"
                 for i in map(int, bad[:5])
             )
-            raise ManifestError(f"{name}: {rule}, but {len(bad)} of {len(table)} rows break it: {shown}")
+            raise ManifestError(f"{name}: {rule}, but {len(bad)} of {len(table)} rows break it: {shown}{remedy}")
 
     if len(table) == 0:
         raise ManifestError(f"{name}: a manifest must hold at least one clip, but there is none under {manifest.root}")
@@ -228,10 +228,12 @@ def _checked(manifest: Manifest) -> Manifest:
         "split",
     )
     label = table["label"]
+    classes = f"in 0..{num_classes - 1}, the {num_classes} classes, or null" if num_classes else "null without classes"
     check(
         pc.and_(pc.greater_equal(label, 0), pc.less(label, num_classes)),
-        f"label must be in 0..{num_classes - 1}, the {num_classes} classes, or null",
+        f"label must be {classes}",
         "label",
+        remedy="; name every class in `classes`, or correct the labels",
     )
     for angle, largest in (("pitch", math.pi / 2), ("yaw", math.pi)):
         rule = f"{angle} must be finite, in radians and within ±{largest:.4f}; unknown is null, not NaN"

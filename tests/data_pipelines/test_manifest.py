@@ -74,7 +74,7 @@ def test_the_fingerprint_follows_the_content() -> None:
     [
         ({"video": "same"}, r"video ids must be unique.*4 of 4.*same \(path=videos/clip 0.mp4\)"),
         ({"path": None}, "path must be known"),
-        ({"label": 2}, r"label must be in 0\.\.1.*clip 0 \(label=2\)"),
+        ({"label": 2}, r"label must be in 0\.\.1.*clip 0 \(label=2\).*; name every class in `classes`, or correct"),
         ({"label": -1}, "label must be in 0"),
         ({"pitch": float("nan"), "yaw": 0.0}, r"pitch must be finite.*null, not NaN"),
         ({"pitch": 0.0, "yaw": float("inf")}, "yaw must be finite"),
@@ -98,6 +98,8 @@ def test_rows_that_break_a_rule_are_named(changes: dict[str, Any], told: str) ->
 def test_an_empty_manifest_and_equal_classes_are_refused() -> None:
     with pytest.raises(ManifestError, match=r"at least one clip.*/data"):
         build([], CLASSES, "/data", "toy")
+    with pytest.raises(ManifestError, match=r"label must be null without classes.*; name every class"):
+        build([row(0)], (), "/data", "toy")
     with pytest.raises(ManifestError, match="class names must differ"):
         build([row(0)], ("sad", "sad"), "/data", "toy")
 
