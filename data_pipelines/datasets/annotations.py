@@ -28,7 +28,11 @@ class AnnotationsConfig(BaseModel, frozen=True, extra="forbid"):
     strip_prefix: str = Field(
         "", description="beginning of the written paths that is taken off, such as another's disk"
     )
-    columns: Columns = Field("auto", description="label | angles (pitch yaw) | vector (x y z) | label_angles | auto")
+    columns: Columns = Field(
+        "auto",
+        description="what stands behind a path: label | angles (pitch yaw) | vector (x y z) | label_angles | "
+        "label_emotion, angles_emotion (the emotion is the class) | auto (known by names or numbers, or asked)",
+    )
     classes: tuple[str, ...] = Field((), description="class names in the order of labels; none = numbers as names")
     dataset: str = Field("annotations", description="what the dataset is called in tables")
     clip_frames: int = Field(16, ge=1, description="longest clip that ends with a written frame")
@@ -50,16 +54,18 @@ def read(config: AnnotationsConfig, progress: Progress | None = None) -> Manifes
         )
     parts = {"train": config.annotations, "val": config.val_annotations, "test": config.test_annotations}
     given = {part: Path(path) for part, path in parts.items() if path is not None}
-    part_of = {file: part for part, path in given.items() for file in _files(path)}
+    part_of = {file: part for part, path in given.items() for file in _files(path, part)}
     records, columns = read_records(list(part_of), config.columns, len(config.classes) or None)
     notes = [
-        f"lines read as path {' '.join(MEANING[columns])}" + (", by their numbers" if config.columns == "auto" else "")
+        f"lines read as path {' '.join(MEANING[columns])}" + (" (columns=auto)" if config.columns == "auto" else "")
     ]
     if any("\\" in record.path for record in records):
         notes.append("\\ in paths read as /")
 
     clips = [_Clip(record, _cleaned(record.path, config.strip_prefix)) for record in records]
-    _check_once(clips)
+    clips, repeated = _once(clips)
+    if repeated:  # as published tracks have them, where frames are missing
+        notes.append(f"lines that repeat one of their file count once: {repeated}")
     folders: dict[str, _Numbered] = {}
     for clip in clips:
         if clip.is_frame and clip.source not in folders:
@@ -125,15 +131,22 @@ class _Numbered:
         return bool(before and here) and before[0] + 1 == here[0]
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, part: str) -> list[Path]:
     """Return the annotation files in a folder, or the one that `path` is."""
     if path.is_file():
         return [path]
+    setting = "annotations" if part == "train" else f"{part}_annotations"
+    if not path.is_dir():
+        raise DatasetError(
+            f"{setting} must be a file, or a folder of .csv or .txt files, but there is no {path.absolute()}: set "
+            f"{setting} to where it is"
+        )
     found = (file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".txt"))
     files = sorted(found, key=lambda file: natural(str(file)))
     if not files:
         raise DatasetError(
-            f"annotations must be a file, or a folder of .csv or .txt files, but {path.absolute()} is not"
+            f"a folder of annotations must hold .csv or .txt files, but {path.absolute()} holds none: set {setting} to "
+            "where they are"
         )
     return files
 
@@ -145,16 +158,25 @@ def _cleaned(path: str, prefix: str) -> str:
     return re.sub(r"^(\./)+", "", path).rstrip("/")
 
 
-def _check_once(clips: list[_Clip]) -> None:
-    """Raise AnnotationError where two lines, of one file or of two parts, name the same clip."""
-    seen: dict[str, Record] = {}
+def _once(clips: list[_Clip]) -> tuple[list[_Clip], int]:
+    """Return the clips without the lines that repeat one of their own file, and how many those are.
+
+    Raises AnnotationError where two lines, of one file or of two parts, say different things of the same clip.
+    """
+    seen: dict[str, _Clip] = {}
     for clip in clips:
-        first = seen.setdefault(clip.path, clip.record)
-        if first is not clip.record:
+        first, here = seen.setdefault(clip.path, clip).record, clip.record
+        if first.file != here.file:
             raise AnnotationError(
-                f"{clip.record.where}: a clip has one line and belongs to one part, but {clip.path} stands in "
-                f"{first.where} too: a validation file that copies the test file must be left out"
+                f"{here.where}: a clip has one line and belongs to one part, but {clip.path} stands in {first.where} "
+                "too: a validation file that copies the test file must be left out"
             )
+        if first[3:] != here[3:]:
+            raise AnnotationError(
+                f"{here.where}: a clip has one line, or equal ones, but of {clip.path} {first.where} says something "
+                "else: take one of the two out"
+            )
+    return list(seen.values()), len(clips) - len(seen)
 
 
 def _subject(clip: _Clip, annotations: Path, level: int | None) -> str | None:

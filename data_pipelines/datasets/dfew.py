@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines.annotation_files import MEANING, angles_to_vector, read_records, vector_to_angles
+from mien.data_pipelines.annotation_files import MEANING, Columns, angles_to_vector, read_records, vector_to_angles
 from mien.data_pipelines.decode import IMAGES, DecodeError
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
@@ -31,6 +31,11 @@ class DfewConfig(BaseModel, frozen=True, extra="forbid"):
     subjects: str = Field("subjects.csv", description="table video_name,subject under root; read where it exists")
     gaze: str | None = Field(
         None, description="annotation file under root: paths of clips or of their frames, and gaze"
+    )
+    gaze_columns: Columns = Field(
+        "auto",
+        description="what stands behind a path there: angles (pitch yaw) | vector (x y z) | label_angles | "
+        "angles_emotion | auto (known by names or numbers, or asked)",
     )
     allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
     threads: int = Field(8, ge=1, description="clips looked at side by side")
@@ -64,7 +69,7 @@ def read(config: DfewConfig, progress: Progress | None = None) -> Manifest:
             f"repair them, or set allow_missing to leave them out of the folds:{listed(rejected)}"
         )
     subject_of = _subjects(root / config.subjects, notes)
-    gaze_of = _gaze(root / config.gaze, set(names), notes) if config.gaze else {}
+    gaze_of = _gaze(root / config.gaze, config.gaze_columns, set(names), notes) if config.gaze else {}
     rows = []
     for path, probe in found.items():
         if isinstance(probe, DecodeError):
@@ -130,12 +135,17 @@ def _table(path: Path) -> dict[str, int]:
     """Return the labels (0..6) in a file of lines `video_name,label`, with or without names of columns."""
     table: dict[str, int] = {}
     for number, (name, label) in _pairs(path):
+        if number == 1 and "label" in label.lower():
+            continue
         if not re.fullmatch("[1-7]", label):
-            if number == 1:
-                continue
-            raise DatasetError(f"{path}:{number}: a DFEW label is a number from 1 to 7, but this line says {label!r}")
+            raise DatasetError(
+                f"{path}:{number}: a DFEW label is a number from 1 to 7, but this line says {label!r}: correct it, or "
+                "restore the official file"
+            )
         if _clip(name) in table:
-            raise DatasetError(f"{path}:{number}: a clip has one line, but {name} has another one above")
+            raise DatasetError(
+                f"{path}:{number}: a clip has one line, but {name} has another one above: take one of them out"
+            )
         table[_clip(name)] = int(label) - 1
     return table
 
@@ -149,7 +159,10 @@ def _pairs(path: Path) -> list[tuple[int, tuple[str, str]]]:
         if len(fields) == 2:
             pairs.append((number, (fields[0], fields[1])))
         elif fields:
-            raise DatasetError(f"{path}:{number}: a line has two columns, but this one has {len(fields)}: {line!r}")
+            raise DatasetError(
+                f"{path}:{number}: a line has two columns, but this one has {len(fields)}, {line!r}: correct it, or "
+                "take it out"
+            )
     return pairs
 
 
@@ -166,12 +179,18 @@ def _subjects(path: Path, notes: list[str]) -> dict[str, str]:
     return {_clip(name): subject for number, (name, subject) in _pairs(path) if (number, name) != (1, "video_name")}
 
 
-def _gaze(path: Path, names: set[str], notes: list[str]) -> dict[str, tuple[float, float]]:
+def _gaze(path: Path, asked: Columns, names: set[str], notes: list[str]) -> dict[str, tuple[float, float]]:
     """Return pitch and yaw of the clips in an annotation file: of a clip with several lines, the mean direction."""
-    records, columns = read_records([path])
-    if columns == "label":
+    if not path.is_file():
         raise DatasetError(
-            f"{path}: a gaze file has pitch and yaw or x y z behind the path, but this one has a label alone"
+            f"a gaze file must exist, but there is no {path.absolute()}: set gaze to its place under root, or leave it "
+            "out"
+        )
+    records, columns = read_records([path], asked, setting="gaze_columns")
+    if columns in ("label", "label_emotion"):
+        raise DatasetError(
+            f"{path}: a gaze file has pitch and yaw or x y z behind the path, but this one has "
+            f"{' '.join(MEANING[columns])} alone: set gaze to another file, or leave it out"
         )
     angles: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -181,7 +200,8 @@ def _gaze(path: Path, names: set[str], notes: list[str]) -> dict[str, tuple[floa
             angles.setdefault(name, []).append((record.pitch, record.yaw))
     if not angles:
         raise DatasetError(
-            f"{path}: a gaze file's paths must name DFEW's clips, but none does; the first is {records[0].path}"
+            f"{path}: a gaze file's paths must name DFEW's clips, but none does; the first is {records[0].path}: write "
+            "them as 00001 or as FOLDER/00001/FRAME.jpg"
         )
     notes.append(
         f"gaze of {len(angles)} of {len(names)} clips from {path.name}, read as path {' '.join(MEANING[columns])}"

@@ -69,7 +69,10 @@ def video_rows(
         else:
             rows.append({"video": path, "path": path, **found._asdict()})
     if not rows:
-        raise DatasetError(f"some video must be readable, but none of {len(paths)} under {root} is:{listed(rejected)}")
+        raise DatasetError(
+            f"some video must be readable, but none of {len(paths)} under {root.absolute()} is: repair them, or set "
+            f"root to another folder:{listed(rejected)}"
+        )
     return rows, rejected
 
 

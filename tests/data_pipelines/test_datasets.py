@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mien.data_pipelines import decode
-from mien.data_pipelines.annotation_files import AnnotationError, angles_to_vector
+from mien.data_pipelines.annotation_files import MEANING, AnnotationError, angles_to_vector
 from mien.data_pipelines.datasets import annotations, dfew, videos, voxceleb2
 from mien.data_pipelines.datasets.annotations import AnnotationsConfig
 from mien.data_pipelines.datasets.dfew import DfewConfig
@@ -193,9 +193,16 @@ def test_dfew_lists_missing_clips_unless_they_may_be_missing(dfew_root: Path) ->
         ("test", ("1,2\n", ""), "every clip in some fold.*00001"),
         ("train", ("2,3\n", "2,3\n1,2\n"), "no clip that its fold tests.*00001"),
         ("train", ("3,4\n", ""), "every clip that its fold does not test.*00003"),
-        ("test", ("1,2\n", "1,8\n"), r"set_2\.csv:2: a DFEW label is a number from 1 to 7.*'8'"),
-        ("test", ("1,2\n", "1,2\n1,2\n"), r"set_2\.csv:3: a clip has one line"),
-        ("test", ("1,2\n", "1\n"), r"set_2\.csv:2: a line has two columns"),
+        (
+            "test",
+            ("1,2\n", "1,8\n"),
+            r"set_2\.csv:2: a DFEW label is a number from 1 to 7.*'8': correct it, or restore",
+        ),
+        # Without names of columns, the first line is a clip's, whatever is wrong with it.
+        ("test", ("video_name,label\n1,2\n", "1,8\n"), r"set_2\.csv:1: a DFEW label is a number.*'8': correct it"),
+        ("test", ("video_name,label\n1,2\n", "1,happy\n"), r"set_2\.csv:1: a DFEW label is a number.*'happy'"),
+        ("test", ("1,2\n", "1,2\n1,2\n"), r"set_2\.csv:3: a clip has one line.*take one of them out"),
+        ("test", ("1,2\n", "1\n"), r"set_2\.csv:2: a line has two columns.*correct it, or take it out"),
     ],
 )
 def test_dfew_says_which_files_differ(dfew_root: Path, part: str, change: tuple[str, str], told: str) -> None:
@@ -209,9 +216,17 @@ def test_dfew_says_which_files_differ(dfew_root: Path, part: str, change: tuple[
 
 
 def test_dfew_without_a_fold_or_gaze_says_so(dfew_root: Path) -> None:
-    write(dfew_root / "gaze.csv", "other/77 0 0 0\n")
-    with pytest.raises(DatasetError, match="none does; the first is other/77"):
+    write(dfew_root / "gaze.csv", "other/77 0 0.1 0.2\n")
+    with pytest.raises(DatasetError, match="none does; the first is other/77: write them as 00001"):
         read_dfew(dfew_root, gaze="gaze.csv")
+    with pytest.raises(DatasetError, match=r"there is no .*nowhere\.csv: set gaze to its place under root"):
+        read_dfew(dfew_root, gaze="nowhere.csv")
+    write(dfew_root / "gaze.csv", "x/1 0 0\n")
+    with pytest.raises(AnnotationError, match="set gaze_columns to angles or label_emotion"):
+        read_dfew(dfew_root, gaze="gaze.csv")
+    with pytest.raises(DatasetError, match="has label emotion alone: set gaze to another file"):
+        read_dfew(dfew_root, gaze="gaze.csv", gaze_columns="label_emotion")
+    assert read_dfew(dfew_root, gaze="gaze.csv", gaze_columns="angles").column("pitch")[0] == 0
     (dfew_root / "EmoLabel_DataSplit/train(single-labeled)/set_4.csv").unlink()
     with pytest.raises(DatasetError, match=r"train has \[1, 2, 3, 5\] and test has \[1, 2, 3, 4, 5\]"):
         read_dfew(dfew_root)
@@ -263,7 +278,10 @@ def test_unreadable_videos_are_listed_and_nothing_but_them_is_an_error(tmp_path:
     assert [item.path for item in manifest.rejected] == ["cut.mp4", "text.mp4"]
     assert "truncated" in manifest.rejected[0].reason and "not an mp4" in manifest.rejected[1].reason
     (tmp_path / "good.mp4").unlink()
-    with pytest.raises(DatasetError, match=r"none of 2.*\n.*cut\.mp4: is truncated.*\n.*text\.mp4: is not an mp4"):
+    with pytest.raises(
+        DatasetError,
+        match=r"none of 2.*: repair them, or set root.*\n.*cut\.mp4: is truncated.*\n.*text\.mp4: is not an mp4",
+    ):
         videos.read(VideosConfig(root=str(tmp_path)))
 
 
@@ -294,18 +312,108 @@ def clips(tmp_path: Path, make_frames: Make) -> Path:
     ("text", "columns"),
     [
         ("one 0\ntwo 1\n", "label"),
+        ("one 0.5 1 0\ntwo -0.5 -3 1\n", "pitch yaw emotion"),
         ("one 0.5 1\ntwo -0.5 -3\n", "pitch yaw"),
         ("one 0 0.5 1\ntwo 1 -0.5 -3\n", "label pitch yaw"),
-        ("one 0 0 -1\ntwo 0.6 0.8 0\n", "x y z"),
+        ("one 0 0 -1\ntwo 0.36 0.8 -0.48\n", "x y z"),
     ],
 )
 def test_columns_are_known_by_their_numbers_and_said(clips: Path, text: str, columns: str) -> None:
     manifest = annotate(clips, text)
-    assert manifest.notes == (f"lines read as path {columns}, by their numbers",)
-    assert manifest.column("label") == ([0, 1] if "label" in columns else [None, None])
+    assert manifest.notes == (f"lines read as path {columns} (columns=auto)",)
+    classes = "label" in columns or "emotion" in columns
+    assert manifest.column("label") == ([0, 1] if classes else [None, None])
     angles = {"label": [None, None], "x y z": [0, np.arcsin(0.8)]}.get(columns, [0.5, -0.5])
     assert manifest.column("pitch") == [a if a is None else pytest.approx(a) for a in angles]
-    assert manifest.classes == (("0", "1") if "label" in columns else ())
+    yaws = {"label": [None, None], "x y z": [0, np.arctan2(0.36, 0.48)]}.get(columns, [1, -3])
+    assert manifest.column("yaw") == [a if a is None else pytest.approx(a) for a in yaws]
+    assert manifest.classes == (("0", "1") if classes else ())
+    # Names of the columns say the same.
+    named = annotate(clips, f"Path {columns.title()}\n{text}")
+    assert named.fingerprint() == manifest.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("one 0 0.6 0.8\ntwo 0 0 1\n", ("vector", "label_angles")),
+        ("one 0 3\ntwo 1 0\n", ("angles", "label_emotion")),
+        ("one 0 0\ntwo 0 1\n", ("angles", "label_emotion")),
+        ("one 4 20\ntwo 3 10\n", ("angles", "label_emotion")),  # classes, or degrees
+        ("one 0.0 0.3 2\ntwo 0.0 0.1 0\n", ("label_angles", "angles_emotion")),
+        ("one 0.6 0.8 0\ntwo 0 0 1\n", ("vector", "angles_emotion")),
+    ],
+)
+def test_numbers_that_can_be_two_things_are_a_question_which_names_both(
+    clips: Path, text: str, kinds: tuple[Any, Any]
+) -> None:
+    either = " or ".join(kinds)
+    meanings = " or as ".join(f"path {' '.join(MEANING[kind])}" for kind in kinds)
+    with pytest.raises(AnnotationError, match=rf"labels\.txt:1: .*read as {meanings}: set columns to {either}$"):
+        annotate(clips, text)
+    for kind in kinds[:1] if "20" not in text else kinds[1:]:
+        assert annotate(clips, text, columns=kind).notes == (f"lines read as path {' '.join(MEANING[kind])}",)
+    # Names of the columns answer it too.
+    named = annotate(clips, f"path {' '.join(MEANING[kinds[1]])}\n{text}")
+    assert named.fingerprint() == annotate(clips, text, columns=kinds[1]).fingerprint()
+
+
+def test_the_emotion_of_a_relabelled_file_is_the_class(clips: Path) -> None:
+    manifest = annotate(clips, "one 0 3\ntwo 1 -1\n", columns="label_emotion")
+    assert manifest.column("label") == [3, None] and manifest.column("pitch") == [None, None]
+    assert manifest.classes == ("0", "1", "2", "3")
+    with pytest.raises(AnnotationError, match=r"labels\.txt:1: an emotion is below 3.*says 0 3: name its class in"):
+        annotate(clips, "one 0 3\ntwo 1 -1\n", columns="label_emotion", classes=("a", "b", "c"))
+    manifest = annotate(clips, "one 0.0 0.3 2\ntwo 0.0 0.1 0\n", columns="angles_emotion")
+    assert manifest.column("label") == [2, 0]
+    assert manifest.column("pitch") == [0, 0] and manifest.column("yaw") == pytest.approx([0.3, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "one 0 .1 .2\ntwo 1 nan .3\n",
+            "2: numbers are finite, but this line says 1 nan 0.3: leave out the line of a clip",
+        ),
+        ("one 0 .1 .2\ntwo 1.5 .1 .3\n", "2: a label is a whole number.*says 1.5 0.1 0.3: .*as path label pitch yaw"),
+        ("one 0 0 -1\ntwo .6 .8 .1\n", "2: x y z has length 1.*says 0.6 0.8 0.1: divide it.*taken as path x y z"),
+        (
+            "one .1 .2 3\ntwo .1 .2 3.5\n",
+            "2: an emotion is a whole.*says 0.1 0.2 3.5: .*taken as path pitch yaw emotion",
+        ),
+        ("one 0 10 -20\ntwo 3 5 5\n", "1: pitch and yaw are radians.*: convert degrees.*taken as path label pitch yaw"),
+        ("one .1 .6 .9\n", "1: x y z has length 1.*set columns if they are not"),
+    ],
+)
+def test_where_no_reading_fits_the_line_that_breaks_the_likeliest_is_named(clips: Path, text: str, told: str) -> None:
+    with pytest.raises(AnnotationError, match=rf"labels\.txt:{told}"):
+        annotate(clips, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "told"),
+    [
+        ("a b\none 0\n", {}, r"1: all after the path are numbers.*'a b': put a path with spaces in quotes"),
+        ("two words 0\n", {}, r"1: all after the path are numbers.*'two words 0': put a path with spaces in quotes"),
+        ("one\ntwo 0\n", {}, r"1: a line is a path and one to three numbers.*write it so, or take it out"),
+        # Another order than ours, which would put pitch and yaw the wrong way round.
+        ("path yaw pitch\none 0.1 0.2\n", {}, r"1: names of columns are path and label, .*names yaw pitch: bring the"),
+        ("path label 3\none 0 3\n", {}, r"1: names of columns are path and label, .*names label 3: bring the"),
+        (
+            "path label\none 0\n",
+            {"columns": "angles"},
+            r"1: names of columns agree with columns.*columns=label for all",
+        ),
+        ("path label\none 0 1\n", {}, r"2: columns: label means path label.*set columns to angles or label_emotion"),
+        ("one 0\npath label\n", {}, r"2: all after the path are numbers.*'path label'"),
+    ],
+)
+def test_a_first_line_is_names_of_columns_or_a_clip_and_never_dropped(
+    clips: Path, text: str, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(AnnotationError, match=rf"labels\.txt:{told}"):
+        annotate(clips, text, **settings)
 
 
 def test_a_vector_becomes_the_angles_that_give_it_back(clips: Path) -> None:
@@ -315,16 +423,6 @@ def test_a_vector_becomes_the_angles_that_give_it_back(clips: Path) -> None:
     )
     angles = np.array([manifest.column("pitch"), manifest.column("yaw")]).T
     assert np.allclose(angles_to_vector(angles), vector, atol=1e-6)
-
-
-def test_three_numbers_that_can_be_two_things_are_a_question(clips: Path) -> None:
-    both = "one 0 0.6 0.8\ntwo 0 0 1\n"
-    with pytest.raises(AnnotationError, match=r"labels\.txt:1: .*read as both; say which by `columns`"):
-        annotate(clips, both)
-    assert annotate(clips, both, columns="vector").column("label") == [None, None]
-    assert annotate(clips, both, columns="label_angles").column("label") == [0, 0]
-    with pytest.raises(AnnotationError, match="read as neither"):
-        annotate(clips, "one 0.1 0.6 0.9\n")
 
 
 @pytest.mark.parametrize("text", ['"two words" 1', "'two words'   1", "two words\t1", " two words \t 1 "])
@@ -343,9 +441,21 @@ def test_header_blank_lines_windows_paths_and_prefixes_are_understood(clips: Pat
 @pytest.mark.parametrize(
     ("text", "settings", "told"),
     [
-        ("one 0\ntwo\n", {}, r"labels\.txt:2: a line is a path and one to three numbers.*is 'two'"),
-        ("one 0\ntwo 0 1 2\n", {}, r"labels\.txt:2: .*same columns.*has 4 columns where .*labels\.txt:1 has 2"),
-        ("one 0\ntwo 2\n", {"classes": ("a", "b")}, r"labels\.txt:2: a label is below 2.*says 2"),
+        (
+            "one 0\ntwo\n",
+            {},
+            r"labels\.txt:2: a line is a path and one to three numbers.*is 'two': write it so, or take",
+        ),
+        (
+            "one 0\ntwo 0 1 2\n",
+            {},
+            r"labels\.txt:2: .*same columns.*has 4 columns where .*labels\.txt:1 has 2: write them alike",
+        ),
+        (
+            "one 0\ntwo 2\n",
+            {"classes": ("a", "b")},
+            r"labels\.txt:2: a label is below 2.*says 2: name its class in `classes`, or correct",
+        ),
         ("one 0\ntwo 0.5\n", {}, r"labels\.txt:2: a label is a whole number.*says 0\.5"),
         ("one 0 0 0\ntwo 1 nan 0\n", {"columns": "label_angles"}, r"labels\.txt:2: numbers are finite.*says 1 nan 0"),
         ("one 0 0\ntwo 10 -40\n", {}, r"labels\.txt:2: pitch and yaw are radians.*says 10 -40"),
@@ -353,8 +463,8 @@ def test_header_blank_lines_windows_paths_and_prefixes_are_understood(clips: Pat
         ("one 0\ntwo many\n", {}, r"labels\.txt:2: all after the path are numbers.*'two many'"),
         ("one,0\n", {}, "separated by white space"),
         ("one 0 0\n", {"columns": "label"}, "columns: label means path label, but this line has 2 numbers"),
-        ("\n", {}, "must hold lines"),
-        ("one 0\none/ 1\n", {}, r"labels\.txt:2: a clip has one line.*labels\.txt:1"),
+        ("\n", {}, "must hold lines.*: write `path label`"),
+        ("one 0\none/ 1\n", {}, r"labels\.txt:2: a clip has one line.*labels\.txt:1 says something else: take one"),
         ("one 0\nthree 0\n", {}, r"(?s)1 of 2 are not.*three.*labels\.txt:2"),
         ("one/00009.jpg 0\n", {}, r"(?s)1 of 1 are not.*00009\.jpg: is missing.*labels\.txt:1"),
         ("one 0\n", {"subject_folder": 1}, r"labels\.txt:1: subject_folder 1 needs a deeper path"),
@@ -391,6 +501,34 @@ def test_a_folder_of_annotation_files_is_one_dataset_of_tracks(tmp_path: Path, m
     (tmp_path / "tracks/ada").mkdir()
     (tmp_path / "tracks/9.csv").rename(tmp_path / "tracks/ada/9.csv")
     assert set(annotations.read(config).column("subject")) == {"ada", "10"}
+
+
+def test_rows_that_a_track_repeats_for_missing_frames_count_once(tmp_path: Path, make_frames: Make) -> None:
+    make_frames(tmp_path / "frames/7", frames=9)
+    (tmp_path / "frames/7/00004.jpg").unlink()
+    rows = [f"frames/7/{n:05d}.jpg 0 0.1 0.{n}\n" * (2 if n == 5 else 1) for n in (2, 3, 5, 6)]
+    track = write(tmp_path / "tracks/7.csv", "".join(rows))
+    config = AnnotationsConfig(annotations=str(tmp_path / "tracks"), root=str(tmp_path))
+    manifest = annotations.read(config)
+    assert manifest.column("yaw") == pytest.approx([0.2, 0.3, 0.5, 0.6])
+    assert manifest.notes[-1] == "lines that repeat one of their file count once: 1"
+    # The same row in another file is still a clip in two parts.
+    write(tmp_path / "tracks/8.csv", rows[0])
+    with pytest.raises(AnnotationError, match=r"8\.csv:1: a clip has one line and belongs to one part.*7\.csv:1"):
+        annotations.read(config)
+    track.unlink()
+    assert len(annotations.read(config).notes) == 1
+
+
+@pytest.mark.parametrize("setting", ["annotations", "val_annotations", "test_annotations"])
+def test_a_missing_annotation_file_names_the_setting_to_change(clips: Path, setting: str) -> None:
+    write(clips / "all.csv", "one 0\n")
+    config = AnnotationsConfig(annotations=str(clips / "all.csv"), root=str(clips))
+    with pytest.raises(DatasetError, match=rf"{setting} must be a file.*no {clips}/gone.csv: set {setting} to where"):
+        annotations.read(config.model_copy(update={setting: str(clips / "gone.csv")}))
+    (clips / "none").mkdir()
+    with pytest.raises(DatasetError, match=rf"none holds none: set {setting} to where they are"):
+        annotations.read(config.model_copy(update={setting: str(clips / "none")}))
 
 
 def test_official_parts_come_from_files_of_their_own(clips: Path) -> None:
