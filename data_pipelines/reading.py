@@ -20,7 +20,6 @@ from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.sampling import (
     SamplingConfig,
     ablated,
-    pretrain_indices,
     stream,
     train_indices,
     view_indices,
@@ -83,8 +82,7 @@ def read_train(
 ) -> Example:
     """Return the training clip that `draw` chooses of manifest line `index`; raises DecodeError."""
     frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
-    choose = pretrain_indices if config.sampling.rule == "pretrain" else train_indices
-    indices = ablated(choose(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
+    indices = ablated(train_indices(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
     clip = decode.read(source or locate(row, config.root), row["start"] + indices)
     clip, gaze = augment(clip, _gaze(row), augment_rng, config.augment, config.size)
     return _example(row, index, draw, clip, gaze)

@@ -1,8 +1,10 @@
 """Which frames: every draw of the data pipeline, as a function of (seed, epoch, row) and of nothing else.
 
 So any worker makes the same clip, in any order, and a run resumes in the middle of an epoch by counting. Frame indices
-follow MAE-DFER (Sun et al., ACM MM 2023; section 4.1 of its pretraining and 4.2 of its fine-tuning data code), with two
-differences: evaluation views are distinct by default, and one segment is the middle of the video.
+follow MAE-DFER (Sun et al., ACM MM 2023) and, for gaze, the Gaze360 reader of its fork, with two differences: views
+that are all the same are evaluated once by default, which leaves their mean as it is; and one segment is the middle of
+the video. Pretraining's repeated sampling, several clips of one video in a step, is left out: the published run takes
+one.
 """
 
 import hashlib
@@ -17,9 +19,11 @@ from pydantic import BaseModel, Field, model_validator
 class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     """How a clip's frames are chosen from its video."""
 
-    rule: Literal["pretrain", "finetune"] = Field(
+    rule: Literal["pretrain", "finetune", "ending"] = Field(
         "finetune",
-        description="training frames: pretrain = every stride-th from a random start; finetune = spread evenly",
+        description="training frames: pretrain = every stride-th from a random start; finetune = spread evenly; "
+        "ending = the consecutive frames that end with the last one, whose label it is, in evaluation too (gaze; no "
+        "stride, one view)",
     )
     frames: int = Field(16, ge=1, description="frames in a clip")
     stride: int = Field(4, ge=1, description="video frames from one frame of the clip to the next")
@@ -28,7 +32,7 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
         1, ge=1, description="evaluation views over space; frames are square, so more than 1 repeats views"
     )
     published_views: bool = Field(
-        False, description="evaluate segments x crops views as published, repeated ones included, for comparison"
+        False, description="evaluate all segments x crops views, those included that do not change the mean"
     )
     ablate: Literal["none", "still", "reversed", "shuffled"] = Field(
         "none",
@@ -91,27 +95,30 @@ def stream(rows: Sequence[int] | np.ndarray, seed: int, first: int, last: int) -
     return Stream(positions, visited, np.array(draws, dtype=np.int64))
 
 
-def pretrain_indices(
-    num_frames: int, config: SamplingConfig, rng: np.random.Generator, clip: int = 0, clips: int = 1
-) -> np.ndarray:
-    """Return `(frames,)` indices of the `clip`-th of `clips` clips: every stride-th frame from a random start.
+def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return the `(frames,)` indices of a training clip, by `config.rule`."""
+    match config.rule:
+        case "pretrain":
+            return pretrain_indices(num_frames, config, rng)
+        case "finetune":
+            return finetune_indices(num_frames, config, rng)
+        case "ending":
+            return ending_indices(num_frames, config)
 
-    The clips of one video start in `clips` equal parts of it; give each call a generator in the same state. A short
-    video repeats the last frame that the stride reaches, which can lie up to `stride` frames before its end.
+
+def pretrain_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return `(frames,)` indices: every stride-th frame from a random start.
+
+    A short video repeats the last frame that the stride reaches, which can lie up to `stride` frames before its end.
     """
-    assert num_frames >= 1 and 0 <= clip < clips
-    part = (num_frames - config.span + 1) // clips
-    if part > 0:
-        start = clip * part + int(rng.integers(part, size=clips)[clip])
-    elif num_frames > max(clips, config.span):
-        start = int(np.sort(rng.integers(num_frames - config.span + 1, size=clips))[clip])
-    else:
-        start = 0
+    assert num_frames >= 1
+    starts = num_frames - config.span + 1
+    start = int(rng.integers(starts)) if starts > 0 else 0
     reachable = max(num_frames - 2 - start, 0) // config.stride  # steps f -> f + stride while f + 1 + stride < D
     return start + config.stride * np.minimum(np.arange(config.frames), reachable)
 
 
-def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
+def finetune_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
     """Return `(frames,)` indices spread evenly over a random stretch of `span` frames, or over all of a shorter video.
 
     As published, a short video gives one point every stride, then its last frame again and again; in a long one the
@@ -126,13 +133,22 @@ def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Genera
     return np.clip(np.linspace(end - config.span, end, config.frames), 0, end - 1).astype(np.int64)
 
 
+def ending_indices(num_frames: int, config: SamplingConfig) -> np.ndarray:
+    """Return `(frames,)` indices: consecutive frames up to the last one; a short video repeats its first in front."""
+    assert num_frames >= 1
+    return np.maximum(np.arange(num_frames - config.frames, num_frames), 0)
+
+
 def view_indices(num_frames: int, config: SamplingConfig) -> list[np.ndarray]:
     """Return the evaluation views, each `(frames,)`: `segments` stretches of every stride-th frame, first to last.
 
-    A short video has one view, its last frame repeated. With `published_views` every view comes `crops` times and
-    equal views are kept, segment-major.
+    Views that are all the same, as those of a short video with its last frame repeated, are given once. Where only some
+    are, all stay, because the mean over views is published so. With `published_views` every view comes `crops` times,
+    segment-major, and none is left out.
     """
     assert num_frames >= 1
+    if config.rule == "ending":
+        return [ending_indices(num_frames, config)]
     kept = np.arange(0, num_frames, config.stride)
     kept = np.concatenate([kept, np.full(max(config.frames - len(kept), 0), kept[-1])])
     spare = len(kept) - config.frames
@@ -142,8 +158,8 @@ def view_indices(num_frames: int, config: SamplingConfig) -> list[np.ndarray]:
         starts = [int(segment * (spare / (config.segments - 1))) for segment in range(config.segments)]
     if config.published_views:
         starts = [start for start in starts for _ in range(config.crops)]
-    else:
-        starts = list(dict.fromkeys(starts))
+    elif len(set(starts)) == 1:
+        starts = starts[:1]
     return [kept[start : start + config.frames] for start in starts]
 
 

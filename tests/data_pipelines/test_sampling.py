@@ -7,7 +7,9 @@ from mien.data_pipelines.sampling import (
     SamplingConfig,
     ablated,
     clip_draw,
+    ending_indices,
     epoch_order,
+    finetune_indices,
     pretrain_indices,
     stream,
     train_indices,
@@ -30,32 +32,17 @@ def slow_pretrain(num_frames: int, length: int, stride: int, start: int) -> list
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
 @pytest.mark.parametrize("stride", [1, 4])
-@pytest.mark.parametrize("clips", [1, 3])
-def test_pretraining_walks_as_published(num_frames: int, stride: int, clips: int) -> None:
+def test_pretraining_walks_as_published(num_frames: int, stride: int) -> None:
     config = SamplingConfig(stride=stride)
     starts = set()
     for seed in range(200):
-        for clip in range(clips):
-            found = pretrain_indices(num_frames, config, np.random.default_rng(seed), clip, clips)
-            assert found.tolist() == slow_pretrain(num_frames, 16, stride, int(found[0]))
-            starts.add((clip, int(found[0])))
-    spare = num_frames - 16 * stride
-    part = (spare + 1) // clips
-    # Starts fill the clips' parts of the video; the last start leaves a whole span.
-    for clip in range(clips):
-        seen = {start for which, start in starts if which == clip}
-        if part > 0:
-            assert seen <= set(range(clip * part, (clip + 1) * part))
-            assert len(seen) > 0.5 * min(part, 50)
-        else:
-            assert seen <= set(range(max(spare, 0) + 1))
-
-
-def test_the_clips_of_one_video_come_in_order() -> None:
-    # Two spare starts for three clips: sorted random starts, from generators in one state.
-    for seed in range(20):
-        starts = [int(pretrain_indices(66, CONFIG, np.random.default_rng(seed), clip, 3)[0]) for clip in range(3)]
-        assert starts == sorted(starts) and max(starts) <= 2
+        found = pretrain_indices(num_frames, config, np.random.default_rng(seed))
+        assert found.tolist() == slow_pretrain(num_frames, 16, stride, int(found[0]))
+        starts.add(int(found[0]))
+    # Starts fill the video; the last one leaves a whole span.
+    spare = max(num_frames - 16 * stride, 0)
+    assert starts <= set(range(spare + 1))
+    assert len(starts) > 0.5 * min(spare + 1, 100)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +58,7 @@ def test_the_clips_of_one_video_come_in_order() -> None:
     ],
 )
 def test_short_videos_in_training_are_spread_as_published(num_frames: int, stride: int, expected: list[int]) -> None:
-    found = train_indices(num_frames, SamplingConfig(stride=stride), np.random.default_rng(0))
+    found = finetune_indices(num_frames, SamplingConfig(stride=stride), np.random.default_rng(0))
     assert found.tolist() == expected
 
 
@@ -79,7 +66,7 @@ def test_short_videos_in_training_are_spread_as_published(num_frames: int, strid
 def test_long_videos_in_training_take_a_random_stretch(num_frames: int) -> None:
     ends = set()
     for seed in range(300):
-        found = train_indices(num_frames, CONFIG, np.random.default_rng(seed))
+        found = finetune_indices(num_frames, CONFIG, np.random.default_rng(seed))
         # The end is exclusive of the video's length and the last point is the frame before it.
         end = int(found[-1]) + 1
         expected = [int(min(end - 64 + 64 * i / 15, end - 1)) for i in range(16)]
@@ -105,10 +92,54 @@ def test_published_views_and_their_distinct_form(num_frames: int, segments: int,
     published = SamplingConfig(segments=segments, crops=crops, published_views=True)
     found = [view.tolist() for view in view_indices(num_frames, published)]
     assert found == [view for view in slow for _ in range(crops)]
-    distinct = [view.tolist() for view in view_indices(num_frames, SamplingConfig(segments=segments))]
-    # By default every view counts once; a video of at most one span has one.
-    assert distinct == [view for i, view in enumerate(slow) if view not in slow[:i]]
-    assert len(distinct) == 1 or num_frames > 64
+    plain = [view.tolist() for view in view_indices(num_frames, SamplingConfig(segments=segments))]
+    # By default every view counts as often as it is published; only those of a video of one view are not repeated.
+    assert plain == (slow if any(view != slow[0] for view in slow) else slow[:1])
+    assert len(plain) == 1 or num_frames > 64
+
+
+def test_equal_views_among_others_keep_their_weight() -> None:
+    # The published starts are 0, 0 and 4: a mean over two views would be another.
+    views = [view.tolist() for view in view_indices(68, SamplingConfig(segments=3))]
+    assert views == [list(range(0, 64, 4)), list(range(0, 64, 4)), list(range(4, 68, 4))]
+    published = SamplingConfig(segments=3, crops=2, published_views=True)
+    assert [view.tolist() for view in view_indices(68, published)] == [view for view in views for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (1, [0] * 16),
+        (3, [0] * 14 + [1, 2]),
+        (15, [0, *range(15)]),
+        (16, list(range(16))),
+        (17, list(range(1, 17))),
+        (100, list(range(84, 100))),
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_clip_for_gaze_ends_with_its_last_frame_and_repeats_the_earliest(
+    num_frames: int, expected: list[int], stride: int
+) -> None:
+    config = SamplingConfig(rule="ending", stride=stride, segments=2)
+    assert ending_indices(num_frames, config).tolist() == expected
+    assert train_indices(num_frames, config, np.random.default_rng(0)).tolist() == expected
+    # The label is the last frame's, in evaluation too, whatever the views of other rules.
+    assert [view.tolist() for view in view_indices(num_frames, config)] == [expected]
+    every = config.model_copy(update={"published_views": True, "crops": 2})
+    assert [view.tolist() for view in view_indices(num_frames, every)] == [expected]
+
+
+@pytest.mark.parametrize("rule", ["pretrain", "finetune", "ending"])
+def test_training_frames_are_by_the_rule_and_its_description_names_it(rule: str) -> None:
+    config = SamplingConfig.model_validate({"rule": rule})
+    by_rule = {
+        "pretrain": pretrain_indices(90, config, np.random.default_rng(1)),
+        "finetune": finetune_indices(90, config, np.random.default_rng(1)),
+        "ending": ending_indices(90, config),
+    }
+    assert train_indices(90, config, np.random.default_rng(1)).tolist() == by_rule[rule].tolist()
+    assert f"{rule} = " in (SamplingConfig.model_fields["rule"].description or "")
 
 
 def test_one_segment_is_the_middle() -> None:
