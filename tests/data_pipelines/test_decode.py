@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -88,6 +89,42 @@ def test_frames_of_two_sizes_are_refused_by_name(tmp_path: Path, make_frames: Ma
     for look in (lambda: read(folder, [0, 3]), lambda: probe(folder), lambda: read(load(folder), [0, 3])):
         with pytest.raises(DecodeError, match=r"one size.*64x48.*70x50"):
             look()
+
+
+@pytest.mark.parametrize("name", ["{:05d}.jpg", "{:05d}.png", "{:05d}.bmp", "{:05d}.webp"])
+def test_an_odd_frame_in_the_middle_is_found_when_prepared(tmp_path: Path, make_frames: Make, name: str) -> None:
+    folder = make_frames(tmp_path / "clip", frames=9, name=name)
+    assert probe(folder) == (9, None, 48, 64)
+    make_frames(folder, frames=1, height=48, width=66, first=5, name=name)
+    with pytest.raises(DecodeError, match=rf"one size.*64x48.*{name.format(5)} is 66x48"):
+        probe(folder)
+    (folder / name.format(5)).write_bytes(b"")
+    with pytest.raises(DecodeError, match=rf"{name.format(5)} is empty"):
+        probe(folder)
+    (folder / name.format(5)).write_text("not a picture")
+    with pytest.raises(DecodeError, match=rf"{name.format(5)} is not an image"):
+        probe(folder)
+
+
+def test_frames_that_say_their_size_in_other_ways_are_still_one_clip(tmp_path: Path, make_frames: Make) -> None:
+    # A progressive JPEG, one with a comment before its size, a PNG under a JPEG's name, and one with no header we read.
+    folder = make_frames(tmp_path / "clip", frames=8)
+    picture = cv2.imread(str(folder / "00001.jpg"))
+    cv2.imwrite(str(folder / "00003.jpg"), picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    jpeg = (folder / "00004.jpg").read_bytes()
+    (folder / "00004.jpg").write_bytes(jpeg[:2] + b"\xff\xfe\x00\x0c" + b"\xff\xc0 a note" + b"\x00" + jpeg[2:])
+    for number, suffix in ((5, ".png"), (6, ".webp")):
+        (folder / f"0000{number}.jpg").write_bytes(cv2.imencode(suffix, picture)[1].tobytes())
+    assert probe(folder) == (8, None, 48, 64)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.02, 0.05, 0.1])
+def test_a_frame_cut_off_in_its_header_does_not_hide(tmp_path: Path, make_frames: Make, share: float) -> None:
+    folder = make_frames(tmp_path / "clip", frames=3, height=480, width=640)
+    content = (folder / "00002.jpg").read_bytes()
+    (folder / "00002.jpg").write_bytes(content[: int(share * len(content))][:150])
+    with pytest.raises(DecodeError, match=r"00002\.jpg"):
+        probe(folder)
 
 
 def test_a_folder_without_frames_is_refused(tmp_path: Path) -> None:
