@@ -105,49 +105,59 @@ DRIVER = """
 import sys
 from pathlib import Path
 from mien.platform.cluster import ClusterConfig, connect
+from mien.platform.run import Run, interruptible
 from mien.platform.study import Range, StudyConfig
 from mien.platform.tune import run_study
 sys.path.insert(0, {tests!r})
 from test_tune import FOLDS, SPACE, judge
 import ray.cloudpickle, test_tune
 ray.cloudpickle.register_pickle_by_value(test_tune)
-with connect(ClusterConfig(num_cpus=2, object_store_gib=0.2)):
+folder = Path({folder!r})
+kept, size = "finished folds are kept", ClusterConfig(num_cpus=2, object_store_gib=0.2)
+with interruptible(Run(folder), "the same command", kept=kept), connect(size):
     config = StudyConfig(trials=4, concurrency=2, grace_folds=3)
-    run_study(judge, SPACE, FOLDS, config, Path({folder!r}), {{"seconds": 0.7}})
+    run_study(judge, SPACE, FOLDS, config, folder, {{"seconds": 0.7}})
 """
 
 
-def test_a_killed_driver_loses_no_trial_and_repeats_none(processes: Any, tmp_path: Path) -> None:
-    program = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_no_trial_and_repeat_none(
+    processes: Any, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-c", DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))]
 
-    def start() -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def done() -> dict[Path, str]:
+        return {path: path.read_text() for path in tmp_path.glob("trials/*/fold_*/scores.json")}
 
-    def folds_done() -> int:
-        return len(list(tmp_path.glob("trials/*/fold_*/scores.json")))
+    def stop(number: signal.Signals, folds: int) -> tuple[int, str]:
+        """Start the program and send it a signal as soon as so many folds are done; return its exit code and words."""
+        pipe = subprocess.PIPE
+        driver = subprocess.Popen(program, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        until = time.monotonic() + 90
+        while len(done()) < folds and time.monotonic() < until:
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+        started = processes.living(driver.pid)
+        # As a terminal does: Ctrl-C goes to the whole group. SIGKILL strikes the driver alone.
+        (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
+        said = driver.communicate(timeout=60)[0]
+        processes.end(processes.wait_until_gone(started, 10) and started)
+        return driver.returncode, said
 
-    driver = start()
-    until = time.monotonic() + 90
-    while folds_done() < 4 and time.monotonic() < until:
-        assert driver.poll() is None, driver.communicate()[1]
-        time.sleep(0.05)
-    started = processes.living(driver.pid)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=30)
-    processes.end(processes.wait_until_gone(started, 10) and started)
-    before = {path: path.read_text() for path in tmp_path.glob("trials/*/fold_*/scores.json")}
-    assert 4 <= len(before) < 12
+    assert stop(signal.SIGKILL, folds=3)[0] == -signal.SIGKILL
+    before = done()
+    assert 3 <= len(before) < 10
+    code, said = stop(signal.SIGINT, folds=len(before) + 2)
+    assert code == 130 and "finished folds are kept" in said and "resume with: the same command" in said, said
+    assert "Traceback" not in said
+    assert before.items() <= done().items()
+    before = done()
+    assert len(before) < 12
 
-    driver = start()
-    _, errors = driver.communicate(timeout=120)
-    assert driver.returncode == 0, errors
+    again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout
     assert states(tmp_path) == [TrialState.COMPLETE] * 4
     assert len(records(tmp_path)) == 4
-    assert {path: path.read_text() for path in before} == before
-    # What was finished was computed once; what was under way when the driver died, at most twice.
-    for path in before:
-        assert (path.parent / "computed").read_text() == "once\n"
-    again = [path for path in tmp_path.glob("trials/*/fold_*/computed") if path.read_text() != "once\n"]
-    assert len(again) <= 2
+    assert before.items() <= done().items()
+    # What was under way when the driver ended, two folds each time, was computed anew; all else once.
+    computed = [path.read_text() for path in tmp_path.glob("trials/*/fold_*/computed")]
+    assert len(computed) == 12 and sum(text.count("once") for text in computed) <= 12 + 2 * 2
