@@ -115,7 +115,7 @@ def evaluation_views(
     and yields no batch after the first failure. Raises StalledError.
     """
     table = ray.put((manifest, np.asarray(rows, dtype=np.int64)))
-    views = read.sampling.segments * read.sampling.crops
+    views = read.sampling.views
     videos = clips_per_block(1, views * _clip_bytes(read), config)
 
     def task(number: int) -> Task:

@@ -45,6 +45,11 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
         """Video frames that a clip covers."""
         return self.frames * self.stride
 
+    @property
+    def views(self) -> int:
+        """Evaluation views of a video, at most: fewer where they would all be the same."""
+        return 1 if self.rule == "ending" else self.segments * self.crops
+
     @model_validator(mode="after")
     def _crops_repeat(self) -> "SamplingConfig":
         if self.crops > 1 and not self.published_views:

@@ -114,7 +114,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
 def test_sizes(place: Path) -> dict[str, Any]:
     """Return what evaluating a run amounts to; the test clips stay closed."""
     settings, fold, task = load_run(place)
-    views = settings.data.sampling.segments * settings.data.sampling.crops
+    views = settings.data.sampling.views
     return {
         "run": str(place),
         "test clips": len(fold.split.test),

@@ -90,9 +90,8 @@ def open_fold(config: FinetuneConfig, tubes: TubesConfig) -> Fold:
     """Read the manifest and split it; a clip's frames and size are the backbone's."""
     manifest = Manifest.read(config.data.manifest, config.data.root)
     split = splits.split(manifest, config.data.fold, config.data.split)
-    if config.data.label_ratio < 1:
-        kept = splits.fewer_labels(manifest, split.train, config.data.label_ratio, config.data.split.seed)
-        split = replace(split, train=kept)
+    kept = splits.fewer_labels(manifest, split.train, config.data.label_ratio, config.data.split.seed)
+    split = replace(split, train=kept)
     augment = config.data.augment.for_gaze() if "gaze" in tasks.labels_of(config.task) else config.data.augment
     read = reading.for_model(config.data.sampling, augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
     return Fold(manifest, split, read)
@@ -213,7 +212,8 @@ def validate(
     videos = predict.merge(views, fold.manifest.table, rows)
     known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
     found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=known)
-    return videos, found | {"protocol": fold.split.protocol, "fingerprint": fold.manifest.fingerprint()}
+    about = {"num_train_clips": len(fold.split.train), "fingerprint": fold.manifest.fingerprint()}
+    return videos, found | about | {"protocol": fold.split.protocol}
 
 
 def finetune(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mien.platform.pages import Html, Section, missing, pair, paragraph, table
-from mien.platform.records import Record, Run, find
+from mien.platform.records import Record, Run
 
 SHOWN_DROPPED = 8
 
@@ -65,27 +65,22 @@ def data(
             caption = f"{source.name}: clips of each class in each official part; each fold is where a clip is tested."
             marks = [""] * len(source.classes) + ["total"]
             tables.append(table(["class", *names], rows, "l" + "n" * len(names), marks, caption))
-    tables += _fold_sizes(sources, folds, tests)
+    tables += _fold_sizes(folds, tests)
     parts += [pair(*tables)] if tables else []
     parts += _left_out(sources, runs)
     return Section("Data", tuple(parts))
 
 
-def _fold_sizes(sources: Sequence[Clips], folds: Mapping[str, Run], tests: Mapping[str, Record]) -> list[Html]:
-    """Return how many clips each of the winner's folds validated and tested on, and trained on where that is known."""
-    sizes = {name: (run.scores or {}).get("num_clips") for name, run in folds.items()}
-    labelled = [source.labelled for source in sources if source.labelled]
+def _fold_sizes(folds: Mapping[str, Run], tests: Mapping[str, Record]) -> list[Html]:
+    """Return how many clips each of the winner's folds trained, validated and tested on."""
     rows = []
-    for name, size in sizes.items():
-        tested = tests.get(name, {}).get("num_clips")
-        config = folds[name].config
-        learnt = None
-        if len(labelled) == 1 and size and tested and find(config, "label_ratio") in (None, 1):
-            learnt = labelled[0] - tested - (0 if find(config, "protocol") == "paper" else size)
-        rows.append([f"Fold {name}", *(None if n is None else f"{n:,}" for n in (learnt, size, tested))])
-    if not any(sizes.values()):
+    for name, run in folds.items():
+        scores = run.scores or {}
+        sizes = (scores.get("num_train_clips"), scores.get("num_clips"), tests.get(name, {}).get("num_clips"))
+        rows.append([f"Fold {name}", *(None if size is None else f"{size:,}" for size in sizes)])
+    if not any(row[2] for row in rows):
         return []
-    caption = "Clips of the winner's folds, as scored; train is what the manifest holds beyond validation and test."
+    caption = "Clips of the winner's folds: learned from, and scored."
     return [table(["", "train", "validation", "test"], rows, "lnnn", caption=caption)]
 
 

@@ -14,7 +14,7 @@ UNOPENED = "The test has not been opened, so the figures below are from validati
 FEW_SUBJECTS = 10  # a bootstrap over fewer is known to be too narrow
 PROTOCOLS = {
     "honest": "honest: validation from train",
-    "paper": "paper: validation = test",
+    "paper": "paper: the last epoch; validation = test, unless there is an official validation part",
     "leaky": "leaky: validation shares persons with train",
 }
 
@@ -131,7 +131,10 @@ def verdict(found: Outcome | None, subject: str, missing_words: str) -> list[Htm
         warning = f"With {subjects} subjects the interval is narrower than the doubt: a bootstrap needs more people."
         parts.append(paragraph(warning, css="alert"))
     if found.protocol.startswith("paper"):
-        warning = "Under this protocol settings were chosen on the very clips they are judged by: figures flatter."
+        warning = (
+            "Without an official validation part, this protocol chooses settings on the very clips they are judged by: "
+            "figures flatter."
+        )
         parts.append(paragraph(warning, css="alert"))
     if found.protocol.startswith("leaky"):
         warning = (

@@ -64,7 +64,7 @@ def scores(rng: np.random.Generator, skill: float, error: float | None, clips: i
     named["f1_weighted"] = float((f1 * confusion.sum(1)).sum() / clips)
     found = named | {"confusion": confusion.tolist(), "classes": list(CLASSES)}
     found["per_class"] = {name: {"recall": share} for name, share in zip(CLASSES, recall.tolist(), strict=True)}
-    found |= {"num_clips": clips, "num_subjects": subjects}
+    found |= {"num_clips": clips, "num_subjects": subjects, "num_train_clips": 900}
     found["intervals"] = {name: [value - half, value + half] for name, value in named.items()}
     if error is not None:
         found |= {"angular_error_deg": error, "constant_error_deg": 24.0 + float(rng.normal(0, 0.4))}

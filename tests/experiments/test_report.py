@@ -108,7 +108,7 @@ def test_an_interval_over_few_people_is_warned_of(root: Path) -> None:
 def test_the_published_protocol_is_warned_of(root: Path) -> None:
     edit(root / "study" / "test" / "scores.json", protocol="paper")
     words = text(report.report(root / "study"))
-    assert "paper: validation = test" in words
+    assert "paper: the last epoch; validation = test" in words
     assert "figures flatter" in words
 
 
