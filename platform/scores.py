@@ -36,18 +36,24 @@ def scores(
             f"scores need one row a video, but {len(videos)} rows hold {len(set(videos))}; merge the views"
         )
     found: dict[str, Any] = {"num_clips": len(videos), "classes": list(classes)}
+    truth = np.array([-1 if label is None else label for label in table["label"].to_pylist()], dtype=np.int64)
+    labelled = (truth >= 0) & ("probabilities" in table.column_names)
+    true_gaze = columns(table, "pitch", "yaw")
+    gazed = ~np.isnan(true_gaze).any(1) & ("pred_pitch" in table.column_names)
+    scored = np.flatnonzero(labelled | gazed)
+
     people = list(zip(table["dataset"].to_pylist(), table["subject"].to_pylist(), strict=True))
-    units = np.arange(len(videos))
+    people = [people[row] for row in scored]
+    units = np.arange(len(people))
     if all(subject is not None for _, subject in people):
         number = {person: index for index, person in enumerate(dict.fromkeys(people))}
         units = np.array([number[person] for person in people], dtype=np.int64)
         found["num_subjects"] = len(number)
-    draws = bootstrap(units, seed)
+    draws = np.zeros((RESAMPLES, len(videos)), dtype=np.float32)
+    draws[:, scored] = bootstrap(units, seed)
     samples: dict[str, np.ndarray] = {}
 
-    truth = np.array([-1 if label is None else label for label in table["label"].to_pylist()], dtype=np.int64)
-    labelled = truth >= 0
-    if "probabilities" in table.column_names and labelled.any():
+    if labelled.any():
         answer = answers(table, len(classes))
         if truth.max() >= len(classes):
             raise ValueError(f"labels must be below {len(classes)}, the number of classes, but one is {truth.max()}")
@@ -59,9 +65,7 @@ def scores(
         found["per_class"] = dict(zip(classes, each_class(confusion[0]), strict=True))
         found["num_labelled"], found["num_classes_present"] = len(cells), len(set(truth[labelled]))
 
-    true_gaze = columns(table, "pitch", "yaw")
-    gazed = ~np.isnan(true_gaze).any(1)
-    if "pred_pitch" in table.column_names and gazed.any():
+    if gazed.any():
         predicted = columns(table, "pred_pitch", "pred_yaw")[gazed]
         if np.isnan(predicted).any():
             raise ValueError(f"predicted angles must be numbers, but {int(np.isnan(predicted).any(1).sum())} are not")

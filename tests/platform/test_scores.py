@@ -142,6 +142,13 @@ def test_the_interval_is_over_subjects_where_all_are_known() -> None:
     assert width["subject"] > 5 * width["clip"]
 
 
+def test_a_clip_that_is_not_scored_needs_no_subject() -> None:
+    truth, answer, people = [0, 1] * 50, [0, 1, 1, 0] * 25, [f"person {index // 10}" for index in range(100)]
+    known = scores(make(truth, answer, 2, people), "ab", seed=0)
+    more = scores(make([*truth, None], [*answer, 0], 2, [*people, None]), "ab", seed=0)
+    assert more["num_subjects"] == 10 and more["intervals"] == known["intervals"]
+
+
 def test_people_of_two_datasets_with_the_same_name_are_two() -> None:
     table = make([0, 1], [0, 1], 2, ["1", "1"])
     table = table.set_column(table.column_names.index("dataset"), "dataset", pa.array(["a", "b"]))
