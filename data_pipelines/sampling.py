@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+Ablation = Literal["none", "still", "reversed", "shuffled"]
+
 
 class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     """How a clip's frames are chosen from its video."""
@@ -34,7 +36,7 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     published_views: bool = Field(
         False, description="evaluate all segments x crops views, those included that do not change the mean"
     )
-    ablate: Literal["none", "still", "reversed", "shuffled"] = Field(
+    ablate: Ablation = Field(
         "none",
         description="spoil a clip's motion, in training and evaluation, to see what it is worth: still = the middle "
         "frame again and again; reversed = the frames backwards; shuffled = the frames in any order",

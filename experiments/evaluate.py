@@ -1,17 +1,18 @@
 """Open the test clips, once, with what a study or a run chose on validation.
 
     python experiments/evaluate.py output/study
-    python experiments/evaluate.py output/dfew_fold1
+    python experiments/evaluate.py output/dfew_fold1 --motion
 
 Of a study, the winner's model of each fold predicts the clips that fold tests, so every clip is predicted by a model
 that has not seen its person (where subjects are known). Writes `test/predictions/test.parquet` (of several datasets,
 `test_NAME.parquet` each), `test/scores.json` and `test/mistakes/` into the folder. A second call only prints what was
 found: choosing after looking at test is what this platform is there to prevent. `--again` evaluates anew and is counted
-in `test/opened.jsonl`.
+in `test/opened.jsonl`. `--motion` also scores the clips with their motion spoilt, into `test/motion.json`: frames
+shuffled, reversed, or one of them again and again. A model that loses nothing by it does not look at motion.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import reading
+from mien.data_pipelines.sampling import Ablation
 from mien.experiments.finetune import FinetuneConfig, Fold, load_run, validate
 from mien.platform import pictures, predict, scores
 from mien.platform.config import ConfigError, dump, parse, run_program
@@ -30,6 +32,10 @@ from mien.platform.progress import progress, table
 from mien.platform.run import append, records
 from mien.platform.storage import storing, write_whole
 from mien.platform.training import device_here
+
+WHOLE: Ablation = "none"
+SPOILT: tuple[Ablation, ...] = ("shuffled", "reversed", "still")
+MOTION_SCORES = ("uar", "war", "angular_error_deg")
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
@@ -84,22 +90,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     Datasets are scored apart, since their classes and clips differ: with several, the scores of each stand under
     `datasets` by its name.
     """
-    tested: dict[str, Tested] = {}
-    mistakes = []
-    runs = runs_of(folder)
-    with progress("evaluating", total=len(runs), unit="folds") as bar:
-        for name, place in runs.items():
-            settings, fold, task = load_run(place)
-            if len(fold.split.test) == 0:
-                raise ConfigError(f"{place}: its manifest has no test clips for fold {settings.data.fold}")
-            videos, found = validate(task.to(device_here()), settings, fold, fold.split.test, None, config.seed)
-            of = tested.setdefault(fold.manifest.name, Tested(fold.manifest.classes, fold.split.protocol))
-            of.folds[name] = found
-            of.tables.append(videos.append_column("fold", pa.array([name] * len(videos))))
-            known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
-            of.gazes += [] if known is None else [known]
-            mistakes += wrong(videos, fold, settings)
-            bar.advance()
+    tested, mistakes = test_folds(folder, config.seed)
     each = {name: of.scores(config.seed) for name, of in tested.items()}
     result = next(iter(each.values())) if len(each) == 1 else {"datasets": each}
     output = folder / "test"
@@ -109,6 +100,46 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     keep_mistakes(mistakes, config.mistakes, output / "mistakes")
     write_whole(output / "scores.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def evaluate_motion(config: EvaluateConfig, folder: Path, whole: dict[str, Any]) -> dict[str, Any]:
+    """Score the test clips with their motion spoilt, beside the scores of whole clips; return what motion.json holds.
+
+    Frames are shuffled in an order that depends on the clip alone, so it is the same each time.
+    """
+    found: dict[str, dict[str, Any]] = {
+        WHOLE: {name: of["pooled"] for name, of in whole.get("datasets", {"": whole}).items()}
+    }
+    for ablate in SPOILT:
+        tested, _ = test_folds(folder, config.seed, ablate)
+        several = len(tested) > 1
+        found[ablate] = {name * several: of.scores(config.seed)["pooled"] for name, of in tested.items()}
+    write_whole(folder / "test" / "motion.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def test_folds(folder: Path, seed: int, ablate: Ablation = WHOLE) -> tuple[dict[str, Tested], list[dict[str, Any]]]:
+    """Predict the test clips of every fold; return what was found by dataset, and the mistakes."""
+    tested: dict[str, Tested] = {}
+    mistakes = []
+    runs = runs_of(folder)
+    with progress("evaluating" if ablate == WHOLE else f"evaluating {ablate}", total=len(runs), unit="folds") as bar:
+        for name, place in runs.items():
+            settings, fold, task = load_run(place)
+            if len(fold.split.test) == 0:
+                raise ConfigError(f"{place}: its manifest has no test clips for fold {settings.data.fold}")
+            if ablate != WHOLE:  # else as it was trained, which can be on spoilt clips
+                sampling = fold.read.sampling.model_copy(update={"ablate": ablate})
+                fold = fold._replace(read=fold.read.model_copy(update={"sampling": sampling}))
+            videos, found = validate(task.to(device_here()), settings, fold, fold.split.test, None, seed)
+            of = tested.setdefault(fold.manifest.name, Tested(fold.manifest.classes, fold.split.protocol))
+            of.folds[name] = found
+            of.tables.append(videos.append_column("fold", pa.array([name] * len(videos))))
+            known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
+            of.gazes += [] if known is None else [known]
+            mistakes += wrong(videos, fold, settings)
+            bar.advance()
+    return tested, mistakes
 
 
 def test_sizes(place: Path) -> dict[str, Any]:
@@ -171,24 +202,42 @@ def main(argv: Sequence[str]) -> None:
         EvaluateConfig,
         [*folder_first, *argv[len(folder_first) :]],
         __doc__,
-        flags={"again": "evaluate once more, though the test clips were opened before; this is counted"},
+        flags={
+            "again": "evaluate once more, though the test clips were opened before; this is counted",
+            "motion": "also score the clips with their frames shuffled, reversed, and frozen",
+        },
     )
     folder = Path(call.config.folder)
     if call.dry_run:
         print(dump(call.config))
         table([test_sizes(place) for place in runs_of(folder).values()])
         return
-    done = folder / "test" / "scores.json"
-    if done.is_file() and "again" not in call.flags:
-        times = records(folder / "test" / "opened.jsonl")
-        print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
-        result = json.loads(done.read_text(encoding="utf-8"))
-    else:
-        result = evaluate(call.config, folder)
-        append(folder / "test" / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+    output, again = folder / "test", "again" in call.flags
+    times = records(output / "opened.jsonl")
+
+    def found(file: str, open_test: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a file says of the test clips, opening them where it is not there or is to be made again."""
+        if (output / file).is_file() and not again:
+            print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
+            record: dict[str, Any] = json.loads((output / file).read_text(encoding="utf-8"))
+            return record
+        result = open_test()
+        append(output / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "file": file})
+        return result
+
+    result = found("scores.json", lambda: evaluate(call.config, folder))
     for name, of in result.get("datasets", {"": result}).items():
         title = f"test{name and ' of '}{name}, {len(of['folds'])} fold(s), protocol {of['protocol']}"
         print(scores.summary(of["pooled"], title=title))
+    if "motion" in call.flags:
+        spoilt = found("motion.json", lambda: evaluate_motion(call.config, folder, result))
+        table(
+            [
+                {"frames": ablate, "of": name, **{score: pooled.get(score) for score in MOTION_SCORES}}
+                for ablate, of in spoilt.items()
+                for name, pooled in of.items()
+            ]
+        )
 
 
 if __name__ == "__main__":

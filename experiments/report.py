@@ -52,6 +52,7 @@ def study_page(study: Study) -> str:
     unopened = "The test has not been opened yet: evaluate.py does that, once, with the winner."
     sections = [
         *(report_results.result(of, titled("Test", of), unopened) for of in each),
+        *report_results.motion(study.test),
         report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, of_fold),
         report_search.trials(study),
         report_search.settings(study),
@@ -81,7 +82,7 @@ def run_page(run: Run, test: Run | None) -> str:
     if found:
         sections = [report_results.result(found, found.split.capitalize(), ""), report_results.confusions(found)]
     if test:
-        sections.append(report_results.mistakes(test, problems))
+        sections += [*report_results.motion(test), report_results.mistakes(test, problems)]
     sections.append(report_data.data(clips(run.folder, [run.config]), {"this run": run}, {}, {}))
     sections.append(report_runs.curves(None, {}, alone=run))
     sections += [report_runs.reconstructions(run, problems)] if run.pictures or not found else []

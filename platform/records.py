@@ -38,6 +38,7 @@ class Run:
     pictures: list[Path]
     mistakes: list[Record]
     openings: int  # how often the test clips were looked at, if this is a test
+    motion: Record  # scores of the test clips by what was done to their frames
     problems: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> tuple[list[float], list[float]]:
@@ -179,7 +180,8 @@ def read_run(folder: Path) -> Run:
         scores=scores if isinstance(scores, dict) else None,
         pictures=sorted(folder.glob("reconstructions/step_*.png"), key=lambda path: (len(path.name), path.name)),
         mistakes=[one for one in mistakes if isinstance(one, dict)] if isinstance(mistakes, list) else [],
-        openings=len(_lines(folder / "opened.jsonl", problems)),
+        openings=sum(line.get("file") in (None, "scores.json") for line in _lines(folder / "opened.jsonl", problems)),
+        motion=_record(folder / "motion.json", problems),
         problems=problems,
     )
 

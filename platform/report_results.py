@@ -12,6 +12,12 @@ from mien.platform.records import Record, Run, spread
 from mien.platform.report_verdict import Outcome
 
 SCORES = (("uar", "UAR"), ("war", "WAR"), ("f1_weighted", "F1 weighted"), ("f1_macro", "F1 macro"))
+MOTION = {
+    "none": "as they are",
+    "shuffled": "in any order",
+    "reversed": "backwards",
+    "still": "the middle one, again and again",
+}
 MOST_MISTAKES = 12
 PICTURE_BYTES = 120_000
 
@@ -59,6 +65,23 @@ def result(found: Outcome | None, title: str, absent: str) -> Section:
         [paragraph("Absent from the truth, so not counted: ", ", ".join(absent_classes), ".")] if absent_classes else []
     )
     return Section(title, (pair(*parts), *note))
+
+
+def motion(test: Run | None) -> list[Section]:
+    """Return the section on what spoilt motion costs, where that was tried."""
+    rows: list[list[object]] = []
+    for kind, datasets in (test.motion if test else {}).items():
+        for name, found in datasets.items():
+            values = [found.get(score) for score in ("uar", "war", "angular_error_deg")]
+            figures = [None if v is None else f"{v:.{digits}f}" for v, digits in zip(values, (3, 3, 1), strict=True)]
+            low, high = (found.get("intervals") or {}).get("uar") or (None, None)
+            between = None if low is None else f"{low:.3f} – {high:.3f}"
+            rows.append([MOTION.get(kind, kind), name or None, *figures, between])
+    if not rows:
+        return []
+    caption = "Test clips as they are, and with their motion spoilt: what is lost is what the model takes from motion."
+    header = ["frames", "of", "UAR", "WAR", "°", "95 % of UAR"]
+    return [Section("Motion", (table(header, rows, "llnnnn", caption=caption),))]
 
 
 def _row(name: str, validation: Record, test: Record, gaze: bool) -> list[object]:

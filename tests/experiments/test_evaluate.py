@@ -78,6 +78,30 @@ def test_the_datasets_of_a_study_are_scored_apart(
         assert f"{title}: {manifest.name}" in page and f"{title}: other" in page
 
 
+def test_spoilt_motion_is_scored_beside_whole_clips_and_opens_the_test_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(folder), "--motion"])
+    shown = capsys.readouterr().out
+    whole = json.loads((folder / "test" / "scores.json").read_text())
+    found = json.loads((folder / "test" / "motion.json").read_text())
+    assert list(found) == ["none", "shuffled", "reversed", "still"]
+    assert found["none"][""] == whole["pooled"]
+    gaze = [found[kind][""]["angular_error_deg"] for kind in found]
+    assert len(set(gaze)) == 4  # what the model sees does change
+    assert all(kind in shown for kind in found)
+    assert [line["file"] for line in records(folder / "test" / "opened.jsonl")] == ["scores.json", "motion.json"]
+    again = evaluate.evaluate_motion(evaluate.EvaluateConfig(folder=str(folder)), folder, whole)
+    assert again == found
+
+    before = (folder / "test" / "motion.json").stat().st_mtime_ns
+    evaluate.main([str(folder), "--motion"])
+    assert (folder / "test" / "motion.json").stat().st_mtime_ns == before
+    report.main([str(folder)])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "in any order" in page and "were looked at" not in page
+
+
 def test_the_most_confident_mistakes_are_drawn_and_reported(folder: Path) -> None:
     evaluate.main([str(folder), "mistakes=2"])
     kept = json.loads((folder / "test" / "mistakes" / "mistakes.json").read_text())
