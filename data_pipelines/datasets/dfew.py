@@ -15,9 +15,11 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines.annotation_files import MEANING, Columns, angles_to_vector, read_records, vector_to_angles
-from mien.data_pipelines.decode import IMAGES, DecodeError
-from mien.data_pipelines.manifest import Manifest, Rejected, build
-from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
+from mien.data_pipelines.decode import IMAGES
+from mien.data_pipelines.labelled_clips import Found, build_labelled
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.official_lists import fold_files, numbered_clip, pairs, read_folds, read_list
+from mien.data_pipelines.probing import DatasetError, Progress
 
 CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # source labels 1..7
 
@@ -52,131 +54,41 @@ def read(config: DfewConfig, progress: Progress | None = None) -> Manifest:
             f"set_1.csv, but there is no {missing}: ask for the data at https://dfew-dataset.github.io and unpack "
             "Clip and EmoLabel_DataSplit there, or set root"
         )
-    label_of, fold_of = _official(labels)
+    files = fold_files(labels, "train(single-labeled)/set_*.csv", "test(single-labeled)/set_*.csv")
+    label_of, fold_of = read_folds(labels, files, _read)
     names = sorted(label_of)
     notes = (
         [] if "16f" not in config.clips else [f"{config.clips} is another input than jpg_256: scores are lower on it"]
     )
     with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.is_dir()}
-    rejected = [Rejected(f"{config.clips}/{name}", "is missing") for name in names if name not in present]
-    paths = [f"{config.clips}/{name}" for name in names if name in present]
-    found = probe_all(paths, root, config.threads, progress)
-    rejected += [Rejected(path, probe.reason) for path, probe in found.items() if isinstance(probe, DecodeError)]
-    if rejected and not config.allow_missing:
-        raise DatasetError(
-            f"every labelled clip of DFEW must be readable, but {len(rejected)} of {len(names)} are not under {root}: "
-            f"repair them, or set allow_missing to leave them out of the folds:{listed(rejected)}"
-        )
+        present = sorted(entry.name for entry in entries if entry.is_dir())
+    found = Found(config.clips, {name: f"{config.clips}/{name}" for name in present})
     subject_of = _subjects(root / config.subjects, notes)
     gaze_of = _gaze(root / config.gaze, config.gaze_columns, set(names), notes) if config.gaze else {}
-    rows = []
-    for path, probe in found.items():
-        if isinstance(probe, DecodeError):
-            continue
-        name = path.rpartition("/")[2]
+    wanted = {}
+    for name in names:
         pitch, yaw = gaze_of.get(name, (None, None))
-        row = {
-            "video": name,
-            "path": path,
-            "dataset": "dfew",
-            "subject": subject_of.get(name),
-            "pitch": pitch,
-            "yaw": yaw,
-        }
-        rows.append({**row, "label": label_of[name], "fold": fold_of[name], **probe._asdict()})
-    return build(rows, CLASSES, root, "dfew", rejected, notes)
+        known = {"subject": subject_of.get(name), "pitch": pitch, "yaw": yaw}
+        wanted[name] = {**known, "label": label_of[name], "fold": fold_of[name]}
+    return build_labelled(config, "DFEW", CLASSES, wanted, found, notes, progress)
 
 
-def _official(labels: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Return label (0..6) and fold of every clip, after checking that the official files agree with one another."""
-    train, test = (
-        {
-            int(path.stem[4:]): path
-            for path in labels.glob(f"{part}(single-labeled)/set_*.csv")
-            if path.stem[4:].isdecimal()
-        }
-        for part in ("train", "test")
+def _read(path: Path) -> dict[str, int]:
+    """Return the labels (0..6) in a file of lines `video_name,label`."""
+    return read_list(
+        path,
+        "DFEW",
+        "a number from 1 to 7",
+        lambda text: int(text) - 1 if re.fullmatch("[1-7]", text) else None,
     )
-    if not test or set(train) != set(test):
-        raise DatasetError(
-            f"{labels} must hold train(single-labeled)/set_K.csv and test(single-labeled)/set_K.csv for the same folds "
-            f"K, but train has {sorted(train)} and test has {sorted(test)}"
-        )
-    label_of: dict[str, int] = {}
-    fold_of: dict[str, int] = {}
-    trained: dict[int, set[str]] = {}
-    for fold in sorted(test):
-        for part, path in (("train", train[fold]), ("test", test[fold])):
-            table = _table(path)
-            differ = [name for name, label in table.items() if label_of.setdefault(name, label) != label]
-            twice = [name for name in table if part == "test" and name in fold_of]
-            _agree(path, "gives clips the label that other files give them", differ)
-            _agree(path, "tests no clip that another fold tests", twice)
-            if part == "test":
-                fold_of |= dict.fromkeys(table, fold)
-            else:
-                trained[fold] = set(table)
-    _agree(labels, "tests every clip in some fold", set(label_of) - set(fold_of))
-    for fold, names in trained.items():
-        tested = {name for name, tests in fold_of.items() if tests == fold}
-        _agree(train[fold], "trains on no clip that its fold tests", names & tested)
-        _agree(train[fold], "trains on every clip that its fold does not test", set(label_of) - names - tested)
-    return label_of, fold_of
-
-
-def _agree(path: Path, rule: str, offenders: list[str] | set[str]) -> None:
-    if offenders:
-        shown = ", ".join(sorted(offenders)[:5])
-        raise DatasetError(f"an official split {rule}, but {path} breaks this for {len(offenders)} clips: {shown}")
-
-
-def _table(path: Path) -> dict[str, int]:
-    """Return the labels (0..6) in a file of lines `video_name,label`, with or without names of columns."""
-    table: dict[str, int] = {}
-    for number, (name, label) in _pairs(path):
-        if number == 1 and "label" in label.lower():
-            continue
-        if not re.fullmatch("[1-7]", label):
-            raise DatasetError(
-                f"{path}:{number}: a DFEW label is a number from 1 to 7, but this line says {label!r}: correct it, or "
-                "restore the official file"
-            )
-        if _clip(name) in table:
-            raise DatasetError(
-                f"{path}:{number}: a clip has one line, but {name} has another one above: take one of them out"
-            )
-        table[_clip(name)] = int(label) - 1
-    return table
-
-
-def _pairs(path: Path) -> list[tuple[int, tuple[str, str]]]:
-    """Return (line number, (first, second)) of a table of two columns; spaces do not matter."""
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        fields = [field.strip().strip('"') for field in re.split(r"[,;\t]", line)] if line.strip() else []
-        fields = fields[0].split() if len(fields) == 1 else fields
-        if len(fields) == 2:
-            pairs.append((number, (fields[0], fields[1])))
-        elif fields:
-            raise DatasetError(
-                f"{path}:{number}: a line has two columns, but this one has {len(fields)}, {line!r}: correct it, or "
-                "take it out"
-            )
-    return pairs
-
-
-def _clip(name: str) -> str:
-    """Return a clip's folder name from any way it is written: 7, 00007, 00007.mp4."""
-    stem = name.partition(".")[0]
-    return f"{int(stem):05d}" if stem.isdecimal() else stem
 
 
 def _subjects(path: Path, notes: list[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     notes.append(f"subjects from {path.name}")
-    return {_clip(name): subject for number, (name, subject) in _pairs(path) if (number, name) != (1, "video_name")}
+    lines = [line for number, line in pairs(path) if (number, line[0]) != (1, "video_name")]
+    return {numbered_clip(name): subject for name, subject in lines}
 
 
 def _gaze(path: Path, asked: Columns, names: set[str], notes: list[str]) -> dict[str, tuple[float, float]]:
@@ -195,7 +107,7 @@ def _gaze(path: Path, asked: Columns, names: set[str], notes: list[str]) -> dict
     angles: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         place = Path(record.path.replace("\\", "/"))
-        name = _clip(place.parent.name if place.suffix.lower() in IMAGES else place.name)
+        name = numbered_clip(place.parent.name if place.suffix.lower() in IMAGES else place.name)
         if name in names and record.pitch is not None and record.yaw is not None:
             angles.setdefault(name, []).append((record.pitch, record.yaw))
     if not angles:
@@ -207,8 +119,8 @@ def _gaze(path: Path, asked: Columns, names: set[str], notes: list[str]) -> dict
         f"gaze of {len(angles)} of {len(names)} clips from {path.name}, read as path {' '.join(MEANING[columns])}"
     )
     means = {}
-    for name, pairs in angles.items():
-        mean = angles_to_vector(np.array(pairs)).mean(axis=0)
+    for name, looks in angles.items():
+        mean = angles_to_vector(np.array(looks)).mean(axis=0)
         pitch, yaw = vector_to_angles((mean / np.linalg.norm(mean))[None])[0]
-        means[name] = (float(pitch), float(yaw)) if len(pairs) > 1 else pairs[0]
+        means[name] = (float(pitch), float(yaw)) if len(looks) > 1 else looks[0]
     return means
