@@ -36,9 +36,10 @@ def write_frames(
     folder: Path, frames: int = 40, height: int = 48, width: int = 64, name: str = "{:05d}.jpg", first: int = 1
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 100] if name.endswith(".jpg") else []
     for index in range(frames):
         bgr = picture(index, height, width)[..., ::-1]
-        assert cv2.imwrite(str(folder / name.format(index + first)), bgr, [cv2.IMWRITE_JPEG_QUALITY, 100])
+        assert cv2.imwrite(str(folder / name.format(index + first)), bgr, quality)
     return folder
 
 
