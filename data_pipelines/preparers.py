@@ -8,12 +8,27 @@ from collections.abc import Callable
 
 from pydantic import BaseModel
 
-from mien.data_pipelines.datasets import annotations, dfew, videos, voxceleb2
+from mien.data_pipelines.datasets import (
+    annotations,
+    cremad,
+    dfew,
+    enterface05,
+    ferv39k,
+    mafw,
+    ravdess,
+    videos,
+    voxceleb2,
+)
 from mien.data_pipelines.manifest import Manifest
 
 DATASETS: dict[str, tuple[type[BaseModel], Callable[..., Manifest]]] = {
     "annotations": (annotations.AnnotationsConfig, annotations.read),
+    "cremad": (cremad.CremadConfig, cremad.read),
     "dfew": (dfew.DfewConfig, dfew.read),
+    "enterface05": (enterface05.Enterface05Config, enterface05.read),
+    "ferv39k": (ferv39k.Ferv39kConfig, ferv39k.read),
+    "mafw": (mafw.MafwConfig, mafw.read),
+    "ravdess": (ravdess.RavdessConfig, ravdess.read),
     "videos": (videos.VideosConfig, videos.read),
     "voxceleb2": (voxceleb2.Voxceleb2Config, voxceleb2.read),
 }

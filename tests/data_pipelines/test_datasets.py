@@ -3,6 +3,7 @@
 A new reader gives `TREES` a function that writes a tiny tree in its layout and returns the reader's settings.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 from mien.data_pipelines import decode
 from mien.data_pipelines.annotation_files import MEANING, AnnotationError, angles_to_vector
-from mien.data_pipelines.datasets import annotations, dfew, videos, voxceleb2
+from mien.data_pipelines.datasets import annotations, cremad, dfew, enterface05, ravdess, videos, voxceleb2
 from mien.data_pipelines.datasets.annotations import AnnotationsConfig
+from mien.data_pipelines.datasets.cremad import CremadConfig
 from mien.data_pipelines.datasets.dfew import DfewConfig
+from mien.data_pipelines.datasets.enterface05 import Enterface05Config
+from mien.data_pipelines.datasets.ferv39k import Ferv39kConfig
+from mien.data_pipelines.datasets.mafw import CLASSES as MAFW
+from mien.data_pipelines.datasets.mafw import MafwConfig
+from mien.data_pipelines.datasets.ravdess import RavdessConfig
 from mien.data_pipelines.datasets.videos import VideosConfig
 from mien.data_pipelines.datasets.voxceleb2 import Voxceleb2Config
 from mien.data_pipelines.manifest import SCHEMA, Manifest, ManifestError
@@ -56,9 +63,51 @@ def voxceleb2_tree(root: Path, make_video: Make, make_frames: Make) -> Voxceleb2
     return Voxceleb2Config(root=str(root), threads=2)
 
 
+def cremad_tree(root: Path, make_video: Make, make_frames: Make) -> CremadConfig:
+    copies(make_video(root / "one.flv", frames=4), [root / f"VideoFlash/{name}.flv" for name in cremad.names(1001)])
+    return CremadConfig(root=str(root), actors=(1001,), threads=2)
+
+
+def ravdess_tree(root: Path, make_video: Make, make_frames: Make) -> RavdessConfig:
+    copies(make_video(root / "one.mp4", frames=4), [root / f"Actor_03/{name}.mp4" for name in ravdess.names(3)])
+    return RavdessConfig(root=str(root), actors=(3,), threads=2)
+
+
+def enterface05_tree(root: Path, make_video: Make, make_frames: Make) -> Enterface05Config:
+    sentences = [(emotion, number) for emotion in enterface05.CLASSES for number in range(1, 6)]
+    folders = [f"enterface database/subject 7/{emotion}/sentence {number}" for emotion, number in sentences]
+    copies(make_video(root / "one.avi", frames=4), [root / folder / "s7.avi" for folder in folders])
+    return Enterface05Config(root=str(root), subjects=(7,), threads=2)
+
+
+def mafw_tree(root: Path, make_video: Make, make_frames: Make) -> MafwConfig:
+    for clip in range(11):
+        make_frames(root / f"data/frames/{clip:05d}", frames=4, name="{}.png")
+    for fold, part in ((fold, part) for fold in range(1, 6) for part in ("train", "test")):
+        chosen = [clip for clip in range(11) if (clip % 5 + 1 == fold) == (part == "test")]
+        lines = "".join(f"{clip:05d}.mp4 {MAFW[clip]}\n" for clip in chosen)
+        write(root / f"split/single/no_caption/set_{fold}/{part}.txt", lines)
+    return MafwConfig(root=str(root), threads=2)
+
+
+def ferv39k_tree(root: Path, make_video: Make, make_frames: Make) -> Ferv39kConfig:
+    for part in ("train", "test"):
+        clips = [f"{scene}/{emotion}/{part}" for scene in ("Action", "Crime") for emotion in ("Happy", "Fear")]
+        for clip in clips:
+            make_frames(root / "2_ClipsforFaceCrop" / clip, frames=4)
+        lines = "".join(f"{clip} {clip.split('/')[1]}\n" for clip in clips)
+        write(root / f"4_setups/All_scenes/{part}_All.csv", lines)
+    return Ferv39kConfig(root=str(root), threads=2)
+
+
 TREES: dict[str, Callable[[Path, Make, Make], BaseModel]] = {
     "annotations": annotations_tree,
+    "cremad": cremad_tree,
     "dfew": dfew_tree,
+    "enterface05": enterface05_tree,
+    "ferv39k": ferv39k_tree,
+    "mafw": mafw_tree,
+    "ravdess": ravdess_tree,
     "videos": videos_tree,
     "voxceleb2": voxceleb2_tree,
 }
@@ -68,6 +117,12 @@ def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def copies(video: Path, places: list[Path]) -> None:
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, place)
 
 
 @pytest.fixture(params=sorted(DATASETS))
