@@ -106,20 +106,24 @@ def load(path: str | Path, start: int = 0, frames: int | None = None) -> Encoded
     return Encoded(str(path), tuple(_content(file) for file in _listed(path)[start:last]), images=True, first=start)
 
 
-def read(source: str | Path | Encoded, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+def read(
+    source: str | Path | Encoded, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Return the frames `indices` of a path or of loaded files, uint8 `(t, h, w, c)` RGB; indices may repeat.
 
-    Raises DecodeError where the file is missing, empty, damaged or shorter than asked, or its frames differ in size.
+    Images are brought to `size`, height and width, where they have another: crops of a head that comes nearer grow.
+    Raises DecodeError where the file is missing, empty, damaged or shorter than asked, or, without `size`, its frames
+    differ in size.
     """
     indices = np.asarray(indices, dtype=np.int64)
     assert indices.ndim == 1 and len(indices) and indices.min() >= 0
     wanted, where = np.unique(indices, return_inverse=True)
     if isinstance(source, Encoded):
-        frames = _read_encoded(source, wanted)
+        frames = _read_encoded(source, wanted, size)
     elif _is_images(Path(source)):
         files = _listed(Path(source))
         check_length(str(source), len(files), wanted)
-        frames = _pictures(str(source), [(str(files[i]), _content(files[i])) for i in wanted])
+        frames = _pictures(str(source), [(str(files[i]), _content(files[i])) for i in wanted], size)
     else:
         frames = read_video(str(source), None, wanted)
     return frames[where] if len(where) > len(wanted) or (np.diff(where) < 0).any() else frames
@@ -139,19 +143,29 @@ def _listed(path: Path) -> list[Path]:
     return files
 
 
-def _written_size(image: Path) -> bytes | None:
-    """Return the bytes that give height and width in a JPEG's or PNG's header; None where there is no such header."""
+def frame_size(image: Path) -> tuple[int, int]:
+    """Return height and width of one image from its header or, where that does not say, its picture; or DecodeError."""
+    size = _written_size(image)
+    if size is None or min(size) == 0:
+        height, width = _pictures(str(image), [(image.name, _content(image))]).shape[1:3]
+        return height, width
+    return size
+
+
+def _written_size(image: Path) -> tuple[int, int] | None:
+    """Return height and width as a JPEG's or PNG's header gives them; None where there is no such header."""
     try:
         with image.open("rb") as stream:
             head = stream.read(24)
             if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                return head[16:24]
+                return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
             if not head.startswith(b"\xff\xd8"):
                 return None
             stream.seek(2)
             while len(head := stream.read(4)) == 4 and head[0] == 0xFF:  # a segment: 0xFF, its kind, its length
                 if 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):  # kinds that begin a picture
-                    return stream.read(5)[1:]
+                    sides = stream.read(5)[1:]  # behind a byte for the depth; a file may end here
+                    return (int.from_bytes(sides[:2], "big"), int.from_bytes(sides[2:], "big")) if sides[3:] else None
                 stream.seek(int.from_bytes(head[2:], "big") - 2, 1)
     except OSError:
         pass  # reading it will say why
@@ -165,18 +179,19 @@ def _content(path: Path) -> bytes:
         raise DecodeError(path, f"cannot be read: {error.strerror}") from error
 
 
-def _read_encoded(source: Encoded, wanted: np.ndarray) -> np.ndarray:
+def _read_encoded(source: Encoded, wanted: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     if not source.parts:
         raise DecodeError(source.path, "nothing of it was loaded")
     if not source.images:
         return read_video(source.path, source.parts[0], wanted)
     check_length(source.path, source.first + len(source.parts), wanted)
     assert wanted[0] >= source.first, "frames before the loaded ones"
-    return _pictures(source.path, [(f"{source.path}, frame {i}", source.parts[i - source.first]) for i in wanted])
+    files = [(f"{source.path}, frame {i}", source.parts[i - source.first]) for i in wanted]
+    return _pictures(source.path, files, size)
 
 
-def _pictures(path: str, files: Iterable[tuple[str, Bytes]]) -> np.ndarray:
-    """Return images, each a name and its bytes, as one array; they must share one size."""
+def _pictures(path: str, files: Iterable[tuple[str, Bytes]], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return images, each a name and its bytes, as one array; they must share one size, or are given `size`."""
     frames: list[np.ndarray] = []
     first = ""
     for name, content in files:
@@ -185,6 +200,9 @@ def _pictures(path: str, files: Iterable[tuple[str, Bytes]]) -> np.ndarray:
         frame = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
         if frame is None:
             raise DecodeError(path, f"{name} is not an image that can be decoded")
+        if size is not None and frame.shape[:2] != size:
+            shrinks = frame.shape[0] * frame.shape[1] > size[0] * size[1]
+            frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         if frames and frame.shape != frames[0].shape:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames[0].shape, frame.shape)]
             raise DecodeError(path, f"frames must be of one size, but {first} is {sizes[0]} and {name} is {sizes[1]}")

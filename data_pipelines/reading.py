@@ -83,7 +83,7 @@ def read_train(
     """Return the training clip that `draw` chooses of manifest line `index`; raises DecodeError."""
     frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
     indices = ablated(train_indices(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
-    clip = decode.read(source or locate(row, config.root), row["start"] + indices)
+    clip = decode.read(source or locate(row, config.root), row["start"] + indices, _size(row))
     clip, gaze = augment(clip, _gaze(row), augment_rng, config.augment, config.size)
     return _example(row, index, draw, clip, gaze)
 
@@ -93,7 +93,7 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
     plain = config.augment.model_copy(update={"kind": "none"})
     rng = np.random.default_rng(index)  # of the row alone, so that an evaluation can be repeated
     views = [ablated(view, config.sampling, rng) for view in view_indices(row["frames"], config.sampling)]
-    frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views))
+    frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views), _size(row))
     frames, gaze = augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)
     clips = np.split(frames, len(views))
     return [{**_example(row, index, 0, clip, gaze), "view": np.int64(view)} for view, clip in enumerate(clips)]
@@ -101,6 +101,10 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
 
 def _source(sources: Files | None, index: int) -> Encoded | None:
     return None if sources is None else sources.source(index)
+
+
+def _size(row: dict[str, Any]) -> tuple[int, int]:
+    return row["height"], row["width"]
 
 
 def _gaze(row: dict[str, Any]) -> np.ndarray:

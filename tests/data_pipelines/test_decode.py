@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mien.data_pipelines import decode
-from mien.data_pipelines.decode import DecodeError, load, pack, probe, read
+from mien.data_pipelines.decode import DecodeError, frame_size, load, pack, probe, read
 
 Make = Callable[..., Path]
 Which = Callable[[np.ndarray], list[int]]
@@ -89,6 +89,26 @@ def test_frames_of_two_sizes_are_refused_by_name(tmp_path: Path, make_frames: Ma
     for look in (lambda: read(folder, [0, 3]), lambda: probe(folder), lambda: read(load(folder), [0, 3])):
         with pytest.raises(DecodeError, match=r"one size.*64x48.*70x50"):
             look()
+
+
+def test_frames_of_two_sizes_are_brought_to_the_one_that_is_asked_for(tmp_path: Path, make_frames: Make) -> None:
+    folder = make_frames(tmp_path / "clip", frames=3)
+    make_frames(folder, frames=1, height=96, width=128, first=4)
+    for source in (folder, load(folder)):
+        for size in ((48, 64), (96, 128), (30, 90)):
+            assert read(source, [0, 3], size).shape == (2, *size, 3)
+        # A frame that has the size is as it was, and so is a larger one of the same picture but for its edges.
+        assert np.array_equal(read(source, [0, 3], (48, 64))[0], read(source, [0])[0])
+    assert np.abs(read(folder, [0, 3], (48, 64)).astype(int)[1] - read(folder, [0])[0])[:, 40:].max() <= 2
+
+
+@pytest.mark.parametrize("name", ["{:05d}.jpg", "{:05d}.png", "{:05d}.bmp", "{:05d}.webp"])
+def test_the_size_of_an_image_is_known_without_its_picture(tmp_path: Path, make_frames: Make, name: str) -> None:
+    image = make_frames(tmp_path, frames=1, height=48, width=66, name=name) / name.format(1)
+    assert frame_size(image) == (48, 66)
+    image.write_bytes(b"")
+    with pytest.raises(DecodeError, match="is empty"):
+        frame_size(image)
 
 
 @pytest.mark.parametrize("name", ["{:05d}.jpg", "{:05d}.png", "{:05d}.bmp", "{:05d}.webp"])
