@@ -129,6 +129,13 @@ def read_records(
     return records, kind
 
 
+def cleaned(path: str, prefix: str = "") -> str:
+    """Return a written path in the form of the manifest, without `prefix`."""
+    path = path.replace("\\", "/")
+    path = path.removeprefix(prefix).lstrip("/") if prefix and path.startswith(prefix) else path
+    return re.sub(r"^(\./)+", "", path).rstrip("/")
+
+
 def vector_to_angles(vectors: np.ndarray) -> np.ndarray:
     """Return pitch and yaw `(n, 2)` in radians of unit vectors `(n, 3)`: x left in the image, y up, z away."""
     x, y, z = np.asarray(vectors, np.float64).T

@@ -5,13 +5,12 @@ it as long as their numbers are consecutive, at most `clip_frames` (MAE-DFER's g
 A folder of annotation files is one dataset, a file a track.
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines.annotation_files import MEANING, AnnotationError, Columns, Record, read_records
+from mien.data_pipelines.annotation_files import MEANING, AnnotationError, Columns, Record, cleaned, read_records
 from mien.data_pipelines.decode import IMAGES, DecodeError, frame_files, natural
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
@@ -62,7 +61,7 @@ def read(config: AnnotationsConfig, progress: Progress | None = None) -> Manifes
     if any("\\" in record.path for record in records):
         notes.append("\\ in paths read as /")
 
-    clips = [_Clip(record, _cleaned(record.path, config.strip_prefix)) for record in records]
+    clips = [_Clip(record, cleaned(record.path, config.strip_prefix)) for record in records]
     clips, repeated = _once(clips)
     if repeated:  # as published tracks have them, where frames are missing
         notes.append(f"lines that repeat one of their file count once: {repeated}")
@@ -149,13 +148,6 @@ def _files(path: Path, part: str) -> list[Path]:
             "where they are"
         )
     return files
-
-
-def _cleaned(path: str, prefix: str) -> str:
-    """Return a written path in the form of the manifest."""
-    path = path.replace("\\", "/")
-    path = path.removeprefix(prefix).lstrip("/") if prefix and path.startswith(prefix) else path
-    return re.sub(r"^(\./)+", "", path).rstrip("/")
 
 
 def _once(clips: list[_Clip]) -> tuple[list[_Clip], int]:

@@ -1,24 +1,44 @@
-"""Any folder of videos, found at any depth: for pretraining, prediction and trials.
+"""Any folder of videos or images, found at any depth: for pretraining, prediction and trials.
 
-A long video can be cut into clips; they share the file and differ in `start`, and splits keep them together.
+A long video can be cut into clips; they share the file and differ in `start`, and splits keep them together. An image
+is a clip of one frame; where images are the frames of videos, `annotations` reads their folders as clips.
+
+A label file may say what is known of each file: `path label`, or any other columns that `annotation_files` reads. A
+file that it does not name stays, with nothing known.
 """
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from mien.data_pipelines.decode import DecodeError
+from mien.data_pipelines.annotation_files import MEANING, AnnotationError, Columns, Record, cleaned, read_records
+from mien.data_pipelines.decode import IMAGES, DecodeError
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
 from mien.data_pipelines.video_files import VIDEOS
 
+FILES = {"videos": VIDEOS, "images": IMAGES, "both": VIDEOS | IMAGES}
+
 
 class VideosConfig(BaseModel, frozen=True, extra="forbid"):
-    """Where the videos are and how they are cut."""
+    """Where the files are, what is known of them, and how they are cut."""
 
     name: Literal["videos"] = "videos"
-    root: str = Field(description="folder that is searched for videos, with all folders in it")
+    root: str = Field(description="folder that is searched, with all folders in it")
+    files: Literal["videos", "images", "both"] = Field(
+        "videos", description="what is searched for; an image is a clip of one frame"
+    )
+    labels: str | None = Field(
+        None, description="annotation file under root: a path under root, and what is known of it"
+    )
+    columns: Columns = Field(
+        "auto",
+        description="what stands behind a path there: label | angles (pitch yaw) | vector (x y z) | label_angles | "
+        "label_emotion, angles_emotion (the emotion is the class) | auto (known by names or numbers, or asked)",
+    )
+    classes: tuple[str, ...] = Field((), description="class names in the order of labels; none = numbers as names")
     dataset: str = Field("videos", description="what the dataset is called in tables")
     clip_frames: int | None = Field(None, ge=1, description="cut each video into clips of so many frames; none = whole")
     hop_frames: int | None = Field(None, ge=1, description="frames between the starts of clips; none = clip_frames")
@@ -33,28 +53,72 @@ class VideosConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def read(config: VideosConfig, progress: Progress | None = None) -> Manifest:
-    """Return a row for each video, or for each clip cut from one; unreadable files are in `rejected`."""
-    root = Path(config.root)
+    """Return a row for each file, or for each clip cut from one; unreadable and missing files are in `rejected`."""
+    root, suffixes = Path(config.root), FILES[config.files]
     if not root.is_dir():
-        raise DatasetError(f"a folder of videos must exist, but there is none at {root.absolute()}: set root")
-    paths = find_videos(root)
+        raise DatasetError(f"a folder of {_named(config)} must exist, but there is none at {root.absolute()}: set root")
+    paths = find_videos(root, suffixes)
     if not paths:
         raise DatasetError(
-            f"a folder of videos must hold some ({' '.join(sorted(VIDEOS))}), at any depth, but there is none under "
-            f"{root.absolute()}: set root to where they are, or read frame folders through an annotation file"
+            f"a folder of {_named(config)} must hold some ({' '.join(sorted(suffixes))}), at any depth, but there is "
+            f"none under {root.absolute()}: set root to where they are, set files to videos, images or both, or read "
+            "frame folders through an annotation file"
         )
+    notes: list[str] = []
+    known, absent = _known(config, root, set(paths), notes) if config.labels else ({}, [])
     rows, rejected = video_rows(paths, root, config.threads, progress)
     cut = []
     for row in rows:
         if config.subject_from_folder and "/" in row["path"]:
             row["subject"] = row["path"].split("/")[0]
+        if row["path"] in known:
+            record = known[row["path"]]
+            row |= {"label": record.label, "pitch": record.pitch, "yaw": record.yaw}
         cut += _cut(row, config.clip_frames, config.hop_frames or config.clip_frames)
-    return build([{**row, "dataset": config.dataset} for row in cut], (), root, config.dataset, rejected)
+    numbers = range(max((record.label for record in known.values() if record.label is not None), default=-1) + 1)
+    classes = config.classes or tuple(map(str, numbers))
+    rows = [{**row, "dataset": config.dataset} for row in cut]
+    return build(rows, classes, root, config.dataset, rejected + absent, notes)
 
 
-def find_videos(folder: Path) -> list[str]:
+def _named(config: VideosConfig) -> str:
+    return "videos or images" if config.files == "both" else config.files
+
+
+def _known(
+    config: VideosConfig, root: Path, paths: set[str], notes: list[str]
+) -> tuple[dict[str, Record], list[Rejected]]:
+    """Return what the label file says of each path, and the lines whose file is not there."""
+    file = root / (config.labels or "")
+    records, columns = read_records([file], config.columns, len(config.classes) or None)
+    known: dict[str, Record] = {}
+    absent: dict[str, Rejected] = {}
+    for record in records:
+        path = cleaned(record.path, f"{root.as_posix()}/")
+        if path not in paths:
+            absent[path] = Rejected(path, f"is missing ({record.where})")
+            continue
+        first = known.setdefault(path, record)
+        if first[3:] != record[3:]:
+            raise AnnotationError(
+                f"{record.where}: a file has one line, or equal ones, but of {path} {first.where} says something else: "
+                "take one of the two out"
+            )
+    if not known:
+        raise DatasetError(
+            f"{file.absolute()}: a label file's paths must name {_named(config)} under {root.absolute()}, but none "
+            f"does; the first is {records[0].path}: write them as they lie under root"
+        )
+    asked = " (columns=auto)" if config.columns == "auto" else ""
+    notes.append(f"lines of {file.name} read as path {' '.join(MEANING[columns])}{asked}")
+    if len(known) < len(paths):
+        notes.append(f"files that {file.name} does not name: {len(paths) - len(known)} of {len(paths)}")
+    return known, list(absent.values())
+
+
+def find_videos(folder: Path, suffixes: Set[str] = VIDEOS) -> list[str]:
     """Return the videos in a folder and its folders, relative to it, sorted; hidden files are no videos."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS and not path.name.startswith("."))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith("."))
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
@@ -70,7 +134,7 @@ def video_rows(
             rows.append({"video": path, "path": path, **found._asdict()})
     if not rows:
         raise DatasetError(
-            f"some video must be readable, but none of {len(paths)} under {root.absolute()} is: repair them, or set "
+            f"some file must be readable, but none of {len(paths)} under {root.absolute()} is: repair them, or set "
             f"root to another folder:{listed(rejected)}"
         )
     return rows, rejected
