@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
+from scipy.io import savemat
 
 from mien.data_pipelines import decode
 from mien.data_pipelines.annotation_files import MEANING, AnnotationError, angles_to_vector
@@ -20,6 +21,7 @@ from mien.data_pipelines.datasets.cremad import CremadConfig
 from mien.data_pipelines.datasets.dfew import DfewConfig
 from mien.data_pipelines.datasets.enterface05 import Enterface05Config
 from mien.data_pipelines.datasets.ferv39k import Ferv39kConfig
+from mien.data_pipelines.datasets.gaze360 import Gaze360Config
 from mien.data_pipelines.datasets.mafw import CLASSES as MAFW
 from mien.data_pipelines.datasets.mafw import MafwConfig
 from mien.data_pipelines.datasets.ravdess import RavdessConfig
@@ -100,12 +102,24 @@ def ferv39k_tree(root: Path, make_video: Make, make_frames: Make) -> Ferv39kConf
     return Ferv39kConfig(root=str(root), threads=2)
 
 
+def gaze360_tree(root: Path, make_video: Make, make_frames: Make) -> Gaze360Config:
+    """One labelled frame of one person, the last of a sequence whose head comes nearer, and two of another."""
+    for person, frames in ((1, range(4)), (2, range(8, 12))):
+        for frame in frames:
+            make_frames(root / f"imgs/rec_000/head/{person:06d}", 1, 40 + frame, 60 + frame, "{:06d}.jpg", frame)
+    table = {"recordings": ["rec_000"], "recording": [0, 0, 0, 0], "person_identity": [1, 1, 2, 2]}
+    table |= {"frame": [0, 3, 10, 11], "gaze_dir": np.eye(3)[[0, 1, 2, 2]], "split": [3, 0, 0, 2]}
+    savemat(root / "metadata.mat", table)
+    return Gaze360Config(root=str(root), threads=2)
+
+
 TREES: dict[str, Callable[[Path, Make, Make], BaseModel]] = {
     "annotations": annotations_tree,
     "cremad": cremad_tree,
     "dfew": dfew_tree,
     "enterface05": enterface05_tree,
     "ferv39k": ferv39k_tree,
+    "gaze360": gaze360_tree,
     "mafw": mafw_tree,
     "ravdess": ravdess_tree,
     "videos": videos_tree,
