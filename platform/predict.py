@@ -54,6 +54,26 @@ def predict(
     return pa.concat_tables(parts)
 
 
+@torch.inference_mode()
+def window_gaze(
+    task: nn.Module, clip: np.ndarray, device: torch.device, precision: Precision, mirror: bool
+) -> np.ndarray:
+    """Return a gaze task's answers (v, b, t, 2) of v views to windows (b, t, h, w, c), float64 pitch and yaw.
+
+    A model of whole clips gives one a window, (v, b, 1, 2). With `mirror` there are two views, the second seen in a
+    mirror and turned back. The task is left in evaluation mode.
+    """
+    plain: Any = task.eval()
+    shown = torch.from_numpy(clip).to(device)
+    views = [shown, shown.flip(3)] if mirror else [shown]
+    with autocast(device, precision):
+        answer = plain.predict({"clip": torch.cat(views)})
+    found = answer["frame_gaze"] if "frame_gaze" in answer else answer["gaze"][:, None]
+    angles_rad = found.double().cpu().numpy().reshape(len(views), len(clip), -1, 2)
+    angles_rad[1:, ..., 1] *= -1
+    return angles_rad
+
+
 def merge(views: pa.Table, manifest: pa.Table, rows: Sequence[int] | np.ndarray) -> pa.Table:
     """Return one row a video for the manifest lines `rows`, in their order: truth, mean prediction, number of views.
 

@@ -53,10 +53,16 @@ def result(found: Outcome | None, title: str, absent: str) -> Section:
     if error is not None:
         low, high = found.interval("angular_error_deg") or (None, None)
         rows = [Interval("angle off", error, low, high, strong=True)]
+        parts_of = list((found.scores.get("subsets") or {}).items())[1:]
+        rows += [Interval(name, part.get("angular_error_deg"), None, None) for name, part in parts_of]
         reference = (constant, "constant") if constant else None
         drawing = intervals(rows, "angular error in degrees", None, reference, "warm", 1)
         caption = "Mean angle between the true and the predicted direction, in degrees; low is good. "
         caption += f"The dashed line is the error of always answering {found.constant}." if constant else ""
+        if parts_of:
+            caption += " front180: clips that look at most 90° to a side; front_facing: at most 20°. There, always the "
+            caption += "same answer would be off by "
+            caption += " and ".join(f"{part['constant_error_deg']:.1f}° ({name})" for name, part in parts_of) + "."
         parts.append(figure(drawing, caption, "Gaze"))
     else:
         parts.append(missing("No gaze labels in this study."))

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from scipy.special import stdtrit
 
 RESAMPLES = 1000
+# Gaze360 (Kellnhofer et al., ICCV 2019) is reported over all directions, the front half and faces turned to the camera.
+SUBSETS = {"all": 180.0, "front180": 90.0, "front_facing": 20.0}  # largest |yaw|, degrees
 NAMES = ("uar", "war", "f1_weighted", "f1_micro", "f1_macro", "angular_error_deg")
 
 
@@ -73,7 +75,17 @@ def scores(
         known_gaze = true_gaze[gazed] if train_gaze is None else train_gaze
         constant = angles(directions(known_gaze).mean(0, keepdims=True))
         found["num_gazed"], found["angular_error_deg"] = len(errors), float(errors.mean())
-        found["constant_error_deg"] = float(angular_error(true_gaze[gazed], constant).mean())
+        constant_errors = angular_error(true_gaze[gazed], constant)
+        found["constant_error_deg"] = float(constant_errors.mean())
+        found["subsets"] = {
+            name: {"num_gazed": int(part.sum())}
+            | {
+                "angular_error_deg": float(errors[part].mean()),
+                "constant_error_deg": float(constant_errors[part].mean()),
+            }
+            for name, within_deg in SUBSETS.items()
+            if (part := np.abs(np.degrees(true_gaze[gazed][:, 1])) <= within_deg).any()
+        }
         pitch, yaw = np.degrees(constant[0]).tolist()
         found["constant"] = {
             "pitch_deg": pitch,
@@ -187,6 +199,9 @@ def summary(found: Mapping[str, Any], title: str) -> str:
             lines.append(f"  {words:<10} {found[name]:.3f}{unit}  (95 % interval {low:.3f} to {high:.3f})")
     if "constant_error_deg" in found:
         lines.append(f"  {'constant':<10} {found['constant_error_deg']:.3f} deg: always the mean gaze of train")
+    for name, part in list(found.get("subsets", {}).items())[1:]:
+        error, constant = part["angular_error_deg"], part["constant_error_deg"]
+        lines.append(f"  {name:<12} {error:.3f} deg, constant {constant:.3f} deg, {part['num_gazed']:,} clips")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from mien.platform.scores import angles, angular_error, directions, fold_summary, scores
+from mien.platform.scores import angles, angular_error, directions, fold_summary, scores, summary
 
 EMOTIONS = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 # DFEW fold 1 as the published log has it; rows are the truth.
@@ -160,6 +160,19 @@ def test_clips_of_two_datasets_with_the_same_name_are_two() -> None:
     table = table.set_column(table.column_names.index("video"), "video", pa.array(["00001", "00001"]))
     table = table.set_column(table.column_names.index("dataset"), "dataset", pa.array(["a", "b"]))
     assert scores(table, "ab", seed=0)["num_clips"] == 2
+
+
+def test_gaze_is_scored_over_the_front_half_and_for_faces_turned_to_the_camera_too() -> None:
+    # Each clip is off by a tenth of its yaw, to the side.
+    yaw = np.radians([0.0, 10, -20, 50, -90, 120])
+    true = np.stack([np.zeros(6), yaw], axis=1)
+    found = scores(make([None] * 6, [0] * 6, 2, gaze=true, predicted=true * 1.1), "ab", seed=0)
+    parts = found["subsets"]
+    assert {name: part["num_gazed"] for name, part in parts.items()} == {"all": 6, "front180": 5, "front_facing": 3}
+    assert parts["all"]["angular_error_deg"] == pytest.approx(found["angular_error_deg"])
+    assert parts["front_facing"]["angular_error_deg"] == pytest.approx(1)
+    assert parts["front180"]["angular_error_deg"] == pytest.approx(3.4)
+    assert "front_facing 1.000 deg, constant" in summary(found, "test")
 
 
 def test_intervals_of_twelve_thousand_clips_take_under_two_seconds() -> None:
