@@ -1,0 +1,281 @@
+"""An audit of a manifest: what would make scores on it wrong, or hard to compare with those of others.
+
+The checks on persons, parts and classes stand in `audit_parts`; here are those on what is in the files: duplicates,
+unreadable clips, lengths, sizes and rates. A duplicate across train and test weighs more than one inside train.
+The causes of differing scores that are looked for (16 time-normalised frames, other crops, another size or frame rate)
+are those that the authors of MAE-DFER name to people who cannot reproduce their figures (its issues 1, 14, 21 to 23).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from mien.data_pipelines import audit_parts
+from mien.data_pipelines.audit_parts import CROSSINGS, PART_NAMES, TRAIN, VAL, Parts
+from mien.data_pipelines.contents import Advance, Contents, contents
+from mien.data_pipelines.duplicates import equal_pairs, joined, near_pairs
+from mien.data_pipelines.findings import SEVERITIES, Finding, Severity, listing, some
+from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.reading import locate
+from mien.data_pipelines.splits import SplitConfig
+from mien.data_pipelines.unreadable import DropLimit
+
+SAMPLED_FRAMES = 16  # of the time-normalised copies of DFEW and others
+
+
+class CheckConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is looked at, and how parts are made."""
+
+    split: SplitConfig = SplitConfig()
+    read: Literal["none", "some", "all"] = Field(
+        "some",
+        description="frames decoded of each clip: some = five, which finds most damage and all duplicates; all = every "
+        "frame; none = the manifest alone, no file is opened",
+    )
+    clip_frames: int = Field(16, ge=1, description="frames a model takes; shorter clips are counted")
+    threads: int = Field(8, ge=1, description="clips read side by side")
+
+
+Same = Literal["frames of one file", "bytes", "pictures", "still pictures"]
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Clips that hold the same: `rows` are manifest lines, `same` what of them is equal."""
+
+    rows: tuple[int, ...]
+    same: Same
+    where: str  # train and test, val and test, train and val, or one part
+    folds: tuple[str, ...]  # where two parts share it; none inside one part
+    labels: tuple[int, ...]  # the different labels that it bears
+
+    @property
+    def crosses(self) -> bool:
+        """Say whether two parts share it."""
+        return bool(self.folds)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that was found, the worst first, and the figures beside it."""
+
+    findings: tuple[Finding, ...]
+    duplicates: tuple[Duplicate, ...]
+    unreadable: tuple[tuple[int, str], ...]  # (line, reason)
+    class_counts: dict[str, dict[str, list[int]]]
+    inputs: dict[str, dict[str, Any]]  # a dataset: frames, sizes, fps: what a score depends on
+
+    @property
+    def errors(self) -> int:
+        """Return how many findings are errors."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+
+def audit(manifest: Manifest, config: CheckConfig, advance: Advance | None = None) -> Audit:
+    """Check a manifest and, unless `config.read` is none, its files."""
+    parts, findings = audit_parts.parts_of(manifest, config.split)
+    counts = audit_parts.class_counts(parts, manifest)
+    findings += audit_parts.shared(parts, manifest, config.split.protocol)
+    findings += audit_parts.class_names(manifest) + audit_parts.balance(counts, manifest)
+    inputs = {name: _inputs(manifest, name) for name in sorted(set(manifest.column("dataset")))}
+    findings += _lengths(manifest, config.clip_frames) + _looks(inputs)
+    held = None
+    if config.read != "none":
+        held = contents(manifest, config.read == "all", config.threads, advance)
+        findings += _unreadable(manifest, held) + _other_sizes(manifest, held)
+    groups = _duplicates(manifest, parts, held)
+    findings += _repeated(manifest, parts, groups)
+    if manifest.rejected:
+        told = some(f"{item.path}: {item.reason}" for item in manifest.rejected)
+        findings.append(Finding("rejected", "note", "files were left out by the reader", len(manifest.rejected), told))
+    what = "the face's share of the frame was not measured: the audit has no face detector"
+    findings.append(Finding("faces", "note", what, remedy="look at the example frames: faces should fill most of them"))
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    unreadable = tuple(sorted(held.unreadable.items())) if held else ()
+    return Audit(tuple(findings), tuple(groups), unreadable, counts, inputs)
+
+
+def _duplicates(manifest: Manifest, parts: Parts, held: Contents | None) -> list[Duplicate]:
+    """Return the groups of clips that hold the same, those that parts share first."""
+    paths = [str(locate({"path": path}, manifest.root)) for path in manifest.column("path")]
+    starts = manifest.column("start")
+    clips = list(zip(paths, starts, manifest.column("frames"), strict=True))
+    equal, alike = [equal_pairs(clips)], []
+    if held is not None:
+        rows = held.readable
+        near, sure = near_pairs(held.frames[rows], held.sizes[rows].min(axis=1))
+        near = rows[near]
+        # Clips that overlap in one file look alike, and are meant to.
+        apart = np.array([paths[a] != paths[b] or starts[a] == starts[b] for a, b in near], bool)
+        equal += [equal_pairs(held.digests), near[sure & apart]]
+        alike.append(near[~sure & apart])
+    copies = joined(equal)
+    group_of = {row: number for number, group in enumerate(copies) for row in group}
+    doubtful = [pairs[[group_of.get(a, -1) != group_of.get(b, -2) for a, b in pairs]] for pairs in alike]
+    labels = manifest.column("label")
+    found = []
+    for group, still in [(group, False) for group in copies] + [(group, True) for group in joined(doubtful)]:
+        same: Same = "still pictures" if still else "pictures"
+        if len({clips[row] for row in group}) == 1:
+            same = "frames of one file"
+        elif held is not None and len({held.digests[row] for row in group}) == 1:
+            same = "bytes"
+        where, folds = _place(parts, group)
+        borne = tuple(sorted({labels[row] for row in group} - {None}))
+        found.append(Duplicate(tuple(group), same, where, tuple(folds), borne))
+    order = [_words(crossing) for crossing in CROSSINGS]
+
+    def weight(group: Duplicate) -> tuple[bool, int]:
+        return group.same == "still pictures", order.index(group.where) if group.crosses else len(order)
+
+    return sorted(found, key=weight)
+
+
+def _words(crossing: tuple[int, int]) -> str:
+    return " and ".join(PART_NAMES[part] for part in crossing)
+
+
+def _place(parts: Parts, rows: Sequence[int]) -> tuple[str, list[str]]:
+    """Return the worst two parts that rows are in at once, with the folds in which they are; or the one part."""
+    for crossing in CROSSINGS:
+        if where := audit_parts.meeting(parts, rows, *crossing):
+            return _words(crossing), where
+    inside = {PART_NAMES[code] for code in np.unique(parts.codes[:, rows]).tolist() if code}
+    return ("train" if "train" in inside else next(iter(inside), "one part")), []
+
+
+def _repeated(manifest: Manifest, parts: Parts, groups: Sequence[Duplicate]) -> list[Finding]:
+    videos = manifest.column("video")
+    classes = manifest.classes
+
+    def told(group: Duplicate) -> str:
+        names = listing(videos[row] for row in group.rows[:4]) + (" …" if len(group.rows) > 4 else "")
+        return f"{names} (same {group.same}{'; ' if group.folds else ''}{listing(group.folds)})"
+
+    alike = [group for group in groups if group.same == "still pictures"]
+    groups = [group for group in groups if group.same != "still pictures"]
+    findings = _copied(parts, groups)
+    for crossing in CROSSINGS:
+        here = [group for group in groups if group.crosses and group.where == _words(crossing)]
+        severity: Severity = "warning" if crossing == (TRAIN, VAL) else "error"
+        what = f"groups of duplicates are in {_words(crossing).replace(' and ', ' and in ')}"
+        remedy = "a model is judged on what it has seen: keep one clip of each group, or all of them in one part"
+        if here:
+            findings.append(Finding("duplicates", severity, what, len(here), some(map(told, here)), remedy))
+    if inside := [group for group in groups if not group.crosses]:
+        what = "groups of duplicates are inside one part, and weigh twice or more"
+        told_inside = some(map(told, inside))
+        findings.append(Finding("duplicates", "warning", what, len(inside), told_inside, "keep one clip of each group"))
+    if alike:
+        shared = sum(group.crosses for group in alike)
+        what = "groups of clips look alike, but hardly move: copies, or still faces"
+        what += f"; two parts share {shared:,} of them" if shared else ""
+        remedy = "look at their strips, and treat copies as duplicates"
+        severity = "warning" if shared else "note"
+        findings.append(Finding("duplicates", severity, what, len(alike), some(map(told, alike)), remedy))
+    for severity, kind, these in (("error", "duplicates", groups), ("warning", "clips that look alike", alike)):
+        if torn := [group for group in these if len(group.labels) > 1]:
+            named = (f"{told(group)}: {listing(classes[label] for label in group.labels)}" for group in torn)
+            what = f"groups of {kind} bear different labels"
+            remedy = "at most one label is right: look at the strips and correct the others, or leave the group out"
+            findings.append(Finding("labels", severity, what, len(torn), some(named), remedy))
+    return findings
+
+
+def _copied(parts: Parts, groups: Sequence[Duplicate]) -> list[Finding]:
+    """Return the finding that a whole validation part is a copy of tested clips under other names."""
+    copied = np.zeros(parts.codes.shape, bool)
+    for group in groups:
+        rows = list(group.rows)
+        copied[:, rows] |= (parts.codes[:, rows] == audit_parts.TEST).any(axis=1, keepdims=True)
+    val = parts.codes == VAL
+    where = [
+        f"{name} ({count:,} of {count:,} clips)"
+        for name, count, copies in zip(parts.names, val.sum(axis=1), (val & copied).sum(axis=1), strict=True)
+        if count and count == copies
+    ]
+    if not where:
+        return []
+    remedy = "what is chosen on validation is then chosen on test: take validation out of train"
+    what = "validation parts are copies of test clips"
+    return [Finding("validation", "error", what, len(where), some(where), remedy)]
+
+
+def _unreadable(manifest: Manifest, held: Contents) -> list[Finding]:
+    if not held.unreadable:
+        return []
+    videos = manifest.column("video")
+    told = some(f"{videos[row]}: {reason}" for row, reason in sorted(held.unreadable.items()))
+    limit = DropLimit().max_dropped_ratio
+    pretraining = manifest.table["label"].null_count == manifest.table["pitch"].null_count == len(manifest)
+    few = pretraining and len(held.unreadable) <= limit * len(manifest)
+    remedy = "repair them, or prepare the manifest again without them: an evaluation stops at the first"
+    if few:
+        remedy = f"pretraining passes over them and counts them, up to {limit:.0%}"
+    what = "clips cannot be read"
+    return [Finding("unreadable", "warning" if few else "error", what, len(held.unreadable), told, remedy)]
+
+
+def _other_sizes(manifest: Manifest, held: Contents) -> list[Finding]:
+    columns = zip(manifest.column("height"), manifest.column("width"), strict=True)
+    videos = manifest.column("video")
+    wrong = [
+        f"{videos[row]}: {seen[1]}x{seen[0]}, manifest {size[1]}x{size[0]}"
+        for row, (size, seen) in enumerate(zip(columns, held.sizes.tolist(), strict=True))
+        if row not in held.unreadable and tuple(seen) != size
+    ]
+    what = "clips have another size than the manifest says"
+    remedy = "the files have changed since they were prepared: prepare them again"
+    return [Finding("sizes", "warning", what, len(wrong), some(wrong), remedy)] if wrong else []
+
+
+def _inputs(manifest: Manifest, dataset: str) -> dict[str, Any]:
+    """Return what a score depends on besides the model: lengths, sizes and rates of one dataset's clips."""
+    rows = np.flatnonzero([name == dataset for name in manifest.column("dataset")])
+    table = manifest.table.take(rows)
+    frames = np.array(table["frames"])
+    sizes = Counter(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
+    rates = Counter(None if rate is None else round(rate, 2) for rate in table["fps"].to_pylist())
+    return {
+        "clips": len(rows),
+        "frames": {"min": int(frames.min()), "median": float(np.median(frames)), "max": int(frames.max())},
+        "sizes": [{"width": w, "height": h, "clips": count} for (w, h), count in sizes.most_common()],
+        "fps": [{"fps": rate, "clips": count} for rate, count in rates.most_common()],
+    }
+
+
+def _lengths(manifest: Manifest, clip_frames: int) -> list[Finding]:
+    frames, videos = manifest.column("frames"), manifest.column("video")
+    short = [index for index, count in enumerate(frames) if count < clip_frames]
+    findings = []
+    if short:
+        short.sort(key=lambda index: frames[index])
+        told = some(f"{videos[index]} ({frames[index]})" for index in short)
+        what = f"clips are shorter than {clip_frames} frames, and their last frames are repeated"
+        remedy = "harmless if few; set clip_frames to what your model takes"
+        findings.append(Finding("frames", "note", what, len(short), told, remedy))
+    if set(frames) == {SAMPLED_FRAMES} and manifest.classes:
+        what = f"every clip has exactly {SAMPLED_FRAMES} frames, as time-normalised copies have"
+        remedy = "prepare whole clips: released checkpoints reach 46/50 instead of 63/75 on such copies of DFEW"
+        findings.append(Finding("frames", "warning", what, len(frames), remedy=remedy))
+    return findings
+
+
+def _looks(inputs: dict[str, dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for dataset, of in inputs.items():
+        told = some(f"{size['width']}x{size['height']} ({size['clips']:,})" for size in of["sizes"])
+        if len(of["sizes"]) > 1:
+            what = f"sizes of frames in {dataset}"
+            remedy = "clips are resized to the model's square: unequal shapes are distorted unequally"
+            findings.append(Finding("sizes", "note", what, len(told), told, remedy))
+        rates = [rate["fps"] for rate in of["fps"] if rate["fps"]]
+        if len(rates) > 1 and max(rates) > 1.2 * min(rates):
+            told = some(f"{rate['fps'] or 'unknown'} ({rate['clips']:,})" for rate in of["fps"])
+            what = f"frame rates in {dataset}: a stride in frames is another time for each"
+            findings.append(Finding("fps", "warning", what, len(of["fps"]), told, "bring the clips to one rate"))
+    return findings
