@@ -1,4 +1,4 @@
-"""Clips through Ray: the training stream, the views of an evaluation, and a study's files shared by its trials.
+"""Clips through Ray: the training stream, the views of an evaluation, all frames of whole clips, and a study's files.
 
 Position p of the endless training stream is one clip, by the rule of `sampling.stream`, so a stream needs no list of
 clips and no shuffle: a data task is given the numbers of the positions it reads. Worker r of n takes the r-th part of
@@ -30,6 +30,7 @@ from mien.data_pipelines.reading import (
 )
 from mien.data_pipelines.sampling import stream as positions_of
 from mien.data_pipelines.unreadable import DropCount, Dropped
+from mien.data_pipelines.windows import FrameLine, read_line
 
 if TYPE_CHECKING:  # data tasks import this file too, and need no torch: a second and 150 MiB for each of them
     import torch
@@ -130,6 +131,32 @@ def evaluation_views(
             yield _tensors(batch)
     if failures:
         raise EvaluationDecodeError(failures)
+
+
+def video_frames(
+    manifest: Manifest, rows: Sequence[int] | np.ndarray, read: ReadConfig, config: StreamConfig
+) -> Iterator[Batch]:
+    """Yield every frame of the manifest lines `rows`, in order and read once, as `windows.read_line` describes them.
+
+    Frames that cannot be decoded keep their places, with `ok` false. Raises StalledError.
+    """
+    line = FrameLine.of(manifest, np.asarray(rows, dtype=np.int64))
+    table = ray.put((manifest, line))
+    frame_bytes = read.size * read.size * 3
+    most = config.model_copy(update={"block_clips": config.block_clips * read.sampling.frames})
+    frames = clips_per_block(1, frame_bytes, most)
+
+    def task(number: int) -> Task:
+        begin, end = number * frames, min((number + 1) * frames, line.frames)
+        return Task(partial(_read_frames, begin, end, table, read), end - begin)
+
+    execution = Execution(task, math.ceil(line.frames / frames), frames * frame_bytes, config, workers=1)
+    yield from execution.batches(frames, batches_per_block=1)
+
+
+def _read_frames(begin: int, end: int, table: ray.ObjectRef, read: ReadConfig) -> list[Block]:
+    manifest, line = ray.get(table)
+    return [as_block(read_line(manifest, line, begin, end, read))]
 
 
 def _read_clips(begin: int, end: int, table: ray.ObjectRef, share: Share, read: ReadConfig) -> list[Block]:

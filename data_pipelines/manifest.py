@@ -159,6 +159,15 @@ def build(
     return _checked(Manifest(table, tuple(classes), str(root), name, tuple(rejected), tuple(notes)))
 
 
+def with_gaze(manifest: Manifest, angles_rad: np.ndarray, note: str) -> Manifest:
+    """Return the manifest with other gazes, pitch and yaw (clips, 2) in radians, NaN where unknown, and a note."""
+    table = manifest.table
+    for name, values in zip(("pitch", "yaw"), angles_rad.T, strict=True):
+        column = pa.array(values, SCHEMA.field(name).type, from_pandas=True)  # NaN becomes null
+        table = table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
+    return _checked(replace(manifest, table=table, notes=(*manifest.notes, note)))
+
+
 def concat(manifests: Sequence[Manifest]) -> Manifest:
     """Return one manifest of several, in their order; where ids meet, every id gets its dataset in front.
 

@@ -27,6 +27,7 @@ from mien.data_pipelines.sampling import (
 from mien.data_pipelines.threads import in_order
 from mien.data_pipelines.unreadable import Dropped
 
+DECODED_BYTES = 256 * 2**20  # of frames in their own size at a time, where many are wanted: 97 of 1280x720
 Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
 Batch = dict[str, np.ndarray]  # the same names, stacked
 
@@ -97,6 +98,18 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
     frames, gaze = augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)
     clips = np.split(frames, len(views))
     return [{**_example(row, index, 0, clip, gaze), "view": np.int64(view)} for view, clip in enumerate(clips)]
+
+
+def read_frames(row: dict[str, Any], first: int, last: int, config: ReadConfig) -> np.ndarray:
+    """Return the frames first..last-1 of a row's clip as evaluation sees them, uint8 `(n, h, w, c)`; or DecodeError."""
+    plain = config.augment.model_copy(update={"kind": "none"})
+    most = max(1, DECODED_BYTES // (row["height"] * row["width"] * 3))
+    parts = []
+    for begin in range(first, last, most):
+        wanted = row["start"] + np.arange(begin, min(begin + most, last))
+        frames = decode.read(locate(row, config.root), wanted, _size(row))
+        parts.append(augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)[0])
+    return np.concatenate(parts)
 
 
 def _source(sources: Files | None, index: int) -> Encoded | None:
