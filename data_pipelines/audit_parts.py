@@ -173,7 +173,9 @@ def balance(counts: dict[str, dict[str, list[int]]], manifest: Manifest) -> list
         most, least = int(total.argmax()), int(total.argmin())
         ratio = total[most] / total[least]
         what = f"the most frequent class has {ratio:.1f} times the clips of the rarest"
-        told = (f"{classes[most]} ({total[most]:,})", f"{classes[least]} ({total[least]:,})")
+        if most == least:  # all are equal
+            what = f"every class has {total[most]:,} clips"
+        told = tuple(f"{classes[label]} ({total[label]:,})" for label in ([most, least] if most != least else []))
         remedy = "look at UAR beside WAR, which the frequent classes decide" if ratio > 1.5 else ""
         findings.append(Finding("balance", "note", what, examples=told, remedy=remedy))
     if unknown := manifest.table["label"].null_count:
