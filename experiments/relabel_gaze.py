@@ -6,9 +6,10 @@
 One Ray Data job reads the frames, and the run's model predicts them here in windows that cover each clip to its last
 frame. What a window's answer says depends on the run. A model with an output for each frame (`per_frame`) gives each
 frame its own angles. A model of whole clips gives one direction for a window, and a frame gets the mean direction of
-all windows that show it: its gaze smoothed over up to two windows, the less so the smaller `hop` is. A model of clips
-whose last frame bears the label (sampling `ending`, as Gaze360's) speaks of a window's last frame, so that a window
-ends with each frame. Each window is also shown in a mirror, its answer turned back.
+all windows that show it: gaze smoothed over time, by a triangle of two windows' width about the frame at `hop` 1, by
+whichever windows it stands in at a large one, and in either case blurred where gaze moves. A model of clips whose last
+frame bears the label (sampling `ending`, as Gaze360's) speaks of a window's last frame, so that a window ends with each
+frame. Each window is also shown in a mirror, its answer turned back.
 
 Writes into DIR: `manifest.parquet`, the manifest with the mean direction of each clip's frames as its pitch and yaw;
 `frames.parquet`, one row a frame: row (the manifest's line), video, frame (from 0 in the clip), pitch, yaw and spread;
