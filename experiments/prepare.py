@@ -3,6 +3,7 @@
     python experiments/prepare.py dfew root=/data/DFEW --output output/dfew
     python experiments/prepare.py videos root=my_videos --output output/my_videos
     python experiments/prepare.py synthetic --output output/world          # renders the world first
+    python experiments/prepare.py join manifests='[a.parquet, b.parquet]'  # classes meet by name
 
 The first word names the dataset, the settings after it are its reader's; `python experiments/prepare.py dfew --help`
 lists them. Where a dataset has no official folds, `folds=5` makes five, each person (or file) in one of them. Writes
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, create_model
 
-from mien.data_pipelines import splits, synthetic_layouts
+from mien.data_pipelines import joining, splits, synthetic_layouts
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.preparers import DATASETS
 from mien.data_pipelines.synthetic import WorldConfig
@@ -38,14 +39,17 @@ def with_folds(settings: type[BaseModel]) -> type[BaseModel]:
 
 
 def read(name: str, config: BaseModel) -> Manifest:
-    """Read one dataset, and make folds if they are asked for."""
-    with progress("reading", unit="files") as bar:
+    """Read one dataset, or join several, and make folds if they are asked for."""
+    if isinstance(config, joining.JoinConfig):
+        manifest = joining.read(config)
+    else:
+        with progress("reading", unit="files") as bar:
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.advance(done - bar.done)
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.advance(done - bar.done)
 
-        manifest = DATASETS[name][1](config, advance)
+            manifest = DATASETS[name][1](config, advance)
     folds = getattr(config, "folds", None)
     return manifest if folds is None else splits.make_folds(manifest, folds, seed=0)
 
@@ -99,14 +103,15 @@ def tell(manifest: Manifest, file: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the command line and prepare."""
-    names = ["synthetic", *DATASETS]
+    settings: dict[str, type[BaseModel]] = {"synthetic": WorldConfig, "join": with_folds(joining.JoinConfig)}
+    settings |= {name: with_folds(config) for name, (config, _) in DATASETS.items()}
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\nDatasets: {', '.join(names)}")
+        print(f"{__doc__}\nDatasets: {', '.join(settings)}")
         return
     name, *rest = argv
-    if name not in names:
-        raise ConfigError(f"the first word must name a dataset, one of {', '.join(names)}; got {name!r}")
-    call = parse(WorldConfig if name == "synthetic" else with_folds(DATASETS[name][0]), rest, __doc__)
+    if name not in settings:
+        raise ConfigError(f"the first word must name a dataset, one of {', '.join(settings)}; got {name!r}")
+    call = parse(settings[name], rest, __doc__)
     if call.dry_run:
         print(dump(call.config))
     output = call.output or Path("output") / name
