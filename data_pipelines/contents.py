@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mien.data_pipelines import decode
+from mien.data_pipelines import decode, shards
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.duplicates import FRAMES, SIDE, moments, thumbnails
 from mien.data_pipelines.manifest import Manifest
@@ -77,9 +77,17 @@ def content(row: dict[str, Any], root: str, every_frame: bool, known: dict[Path,
     return Content(_digest(path, start, frames, known), thumbnails(pictures), *pictures.shape[1:3])
 
 
-def _digest(path: Path, start: int, frames: int, known: dict[Path, bytes]) -> bytes:
+def _digest(path: str | Path, start: int, frames: int, known: dict[Path, bytes]) -> bytes:
     """Return a hash of a clip's encoded bytes: of its images, or of its whole video and the place in it."""
     hashed = hashlib.blake2b(digest_size=16)
+    if shards.is_clip(path):
+        held = decode.load(path, start, frames)
+        for part in held.parts:
+            hashed.update(hashlib.blake2b(bytes(part)).digest())
+        if not held.images:
+            hashed.update(f" {start} {frames}".encode())
+        return hashed.digest()
+    path = Path(path)
     try:
         if path.is_dir():
             for file in decode.frame_files(path)[start : start + frames]:

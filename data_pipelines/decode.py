@@ -1,7 +1,8 @@
 """A file or a folder of frames, and frame indices, to uint8 pictures `(t, h, w, c)` in RGB; or a DecodeError.
 
-Three sources look alike: a video file, a folder of frame images in natural order (2.jpg before 10.jpg), and one image,
-which is a video of one frame. Folders and images are read by OpenCV here, videos in `video_files`.
+Four sources look alike: a video file, a folder of frame images in natural order (2.jpg before 10.jpg), one image, which
+is a video of one frame, and a clip in a shard (`shards`), which holds one of these. Folders and images are read by
+OpenCV here, videos in `video_files`.
 
 `load` keeps a clip's files encoded, and `pack` many of them in one array, so that the trials of a study can share a
 dataset through the object store and decode it themselves.
@@ -15,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mien.data_pipelines import shards
 from mien.data_pipelines.video_files import Bytes, DecodeError, Probe, check_length, probe_video, read_video
 
 cv2.setNumThreads(1)  # clips are read side by side; threads inside one small frame only get in each other's way
@@ -24,7 +26,10 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 @dataclass(frozen=True)
 class Encoded:
-    """A clip's files as they are on disk: one video, or the images of frames `first`, `first` + 1, ..."""
+    """A clip's files as they are on disk: one video, or the images of frames `first`, `first` + 1, ...
+
+    Of a clip in a shard, `path` ends with the name of the file that it was.
+    """
 
     path: str
     parts: tuple[Bytes, ...]
@@ -87,7 +92,7 @@ def probe(path: str | Path) -> Probe:
     empty, no image, or of another size; a frame that is damaged behind its header is found when it is read.
     """
     path = Path(path)
-    if not _is_images(path):
+    if not is_images(path):
         return probe_video(str(path))
     files = _listed(path)
     sizes = [_written_size(file) for file in files]  # 100 frames: 0.5 ms, where decoding them takes 60
@@ -99,10 +104,14 @@ def probe(path: str | Path) -> Probe:
 
 def load(path: str | Path, start: int = 0, frames: int | None = None) -> Encoded:
     """Return a clip's files, still encoded: a video whole, of a folder `frames` images from `start` on."""
+    last = None if frames is None else start + frames
+    if shards.is_clip(path):
+        held = shards.fetch(path)
+        parts, first = (held.parts[start:last], start) if held.images else (held.parts, 0)
+        return Encoded(f"{path}/{held.name}", parts, held.images, first)
     path = Path(path)
     if not path.is_dir():
-        return Encoded(str(path), (_content(path),), images=_is_images(path))
-    last = None if frames is None else start + frames
+        return Encoded(str(path), (_content(path),), images=is_images(path))
     return Encoded(str(path), tuple(_content(file) for file in _listed(path)[start:last]), images=True, first=start)
 
 
@@ -118,9 +127,11 @@ def read(
     indices = np.asarray(indices, dtype=np.int64)
     assert indices.ndim == 1 and len(indices) and indices.min() >= 0
     wanted, where = np.unique(indices, return_inverse=True)
+    if not isinstance(source, Encoded) and shards.is_clip(source):
+        source = load(source)
     if isinstance(source, Encoded):
         frames = _read_encoded(source, wanted, size)
-    elif _is_images(Path(source)):
+    elif is_images(Path(source)):
         files = _listed(Path(source))
         check_length(str(source), len(files), wanted)
         frames = _pictures(str(source), [(str(files[i]), _content(files[i])) for i in wanted], size)
@@ -129,7 +140,8 @@ def read(
     return frames[where] if len(where) > len(wanted) or (np.diff(where) < 0).any() else frames
 
 
-def _is_images(path: Path) -> bool:
+def is_images(path: Path) -> bool:
+    """Return whether a path is a frame folder or an image, not a video."""
     return path.is_dir() or path.suffix.lower() in IMAGES
 
 

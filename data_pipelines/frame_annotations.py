@@ -26,7 +26,7 @@ from mien.data_pipelines.reading import locate
 
 def frame_paths(row: dict[str, Any], root: str) -> list[str]:
     """Return what each frame of a manifest row's clip is called, relative where the row's path is."""
-    place, path = locate(row, root), row["path"]
+    place, path = Path(locate(row, root)), row["path"]
     numbers = range(row["start"], row["start"] + row["frames"])
     if place.is_dir():
         names = [file.name for file in frame_files(place)]

@@ -197,9 +197,16 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
     )
 
 
+def located(root: str, path: str) -> str | Path:
+    """Return where a row's `path` stands; a URL is text, because a Path takes one of its two slashes away."""
+    if "://" in path:
+        return path
+    return f"{root.rstrip('/')}/{path}" if "://" in root else Path(root) / path
+
+
 def _with_absolute_paths(manifest: Manifest) -> pa.Table:
-    root = Path(manifest.root).absolute()
-    paths = pa.array([str(root / path) for path in manifest.column("path")], type=pa.string())
+    root = manifest.root if "://" in manifest.root else str(Path(manifest.root).absolute())
+    paths = pa.array([str(located(root, path)) for path in manifest.column("path")], type=pa.string())
     return manifest.table.set_column(1, SCHEMA.field("path"), paths)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from mien.data_pipelines import decode
 from mien.data_pipelines.augment import AugmentConfig, augment
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
-from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.manifest import Manifest, located
 from mien.data_pipelines.sampling import (
     SamplingConfig,
     ablated,
@@ -73,9 +73,9 @@ class EvaluationDecodeError(ValueError):
         self.failures = tuple(failures)
 
 
-def locate(row: dict[str, Any], root: str) -> Path:
-    """Return where a row's file or folder stands."""
-    return Path(root) / row["path"]
+def locate(row: dict[str, Any], root: str) -> str | Path:
+    """Return where a row's file, folder or clip in a shard stands: a path, or the URL of an object store."""
+    return located(root, row["path"])
 
 
 def read_train(
