@@ -106,7 +106,7 @@ def load(path: str | Path, start: int = 0, frames: int | None = None) -> Encoded
     """Return a clip's files, still encoded: a video whole, of a folder `frames` images from `start` on."""
     last = None if frames is None else start + frames
     if shards.is_clip(path):
-        held = shards.fetch(path)
+        held = shards.fetch(path, None if last is None else range(start, last))
         parts, first = (held.parts[start:last], start) if held.images else (held.parts, 0)
         return Encoded(f"{path}/{held.name}", parts, held.images, first)
     path = Path(path)
@@ -128,7 +128,8 @@ def read(
     assert indices.ndim == 1 and len(indices) and indices.min() >= 0
     wanted, where = np.unique(indices, return_inverse=True)
     if not isinstance(source, Encoded) and shards.is_clip(source):
-        source = load(source)
+        held = shards.fetch(source, wanted.tolist())
+        source = Encoded(f"{source}/{held.name}", held.parts, held.images)
     if isinstance(source, Encoded):
         frames = _read_encoded(source, wanted, size)
     elif is_images(Path(source)):

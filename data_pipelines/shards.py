@@ -8,8 +8,9 @@ is not compressed and stands in the file as it is, so a manifest names it by its
 and to read it takes one file open for a moment, or one request to an object store. The Parquet footer is not looked at:
 it would have to be read anew for every clip, or kept in memory for every shard.
 
-What stands there describes itself: the CRC-32 of all that follows, as 8 hexadecimal digits; a line of JSON with the
-name of the file or folder that it was, whether its files are images, and where each of them ends; the files' bytes.
+What stands there describes itself: a line that begins with its own CRC-32 as 8 hexadecimal digits and holds, as JSON,
+the name of the file or folder that it was, whether its files are images, where each ends and its CRC-32. The files'
+bytes follow.
 """
 
 import json
@@ -17,7 +18,8 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,33 +56,44 @@ def place(shard: str, offset: int, length: int) -> str:
 
 def to_bytes(record: Record) -> bytes:
     """Return a clip as it stands in a shard."""
-    ends = np.cumsum([len(part) for part in record.parts], dtype=np.int64).tolist()
-    about = {"name": record.name, "images": record.images, "ends": ends}
-    content = b"".join([json.dumps(about).encode(), b"\n", *map(bytes, record.parts)])
-    return b"%08x" % zlib.crc32(content) + content
+    parts = [bytes(part) for part in record.parts]
+    ends, crcs = list(accumulate(map(len, parts))), [zlib.crc32(part) for part in parts]
+    about = {"name": record.name, "images": record.images, "ends": ends, "crcs": crcs}
+    line = json.dumps(about).encode() + b"\n"
+    return b"".join([b"%08x" % zlib.crc32(line), line, *parts])
 
 
-def fetch(path: str | Path) -> Record:
-    """Return the clip that `path` names, after its checksum; raises DecodeError."""
+def fetch(path: str | Path, wanted: Iterable[int] | None = None) -> Record:
+    """Return the clip that `path` names; raises DecodeError.
+
+    Of images, only those `wanted` are checked against their checksums, if that is given: in a long clip of which a few
+    frames are read, checking the others would take as long as decoding the few.
+    """
     found = _PLACE.fullmatch(str(path))
     assert found, f"{path} names no clip in a shard"
     shard, offset, length = found[1], int(found[2]), int(found[3])
     try:
         content = _range(shard, offset, length)
     except OSError as error:
-        raise DecodeError(
-            path, f"the shard cannot be read: {error.strerror or error or type(error).__name__}"
-        ) from error
-    if len(content) < length:
-        raise DecodeError(
-            path, f"the shard is truncated: {length - len(content)} of the clip's {length} bytes are missing"
-        )
-    if content[:_CRC_LETTERS] != b"%08x" % zlib.crc32(memoryview(content)[_CRC_LETTERS:]):
-        raise DecodeError(path, "the shard is damaged: the clip's bytes do not have their checksum; restore the shard")
-    head = content.index(b"\n") + 1
-    about = json.loads(content[_CRC_LETTERS:head])
-    parts = np.split(np.frombuffer(content, np.uint8)[head:], about["ends"][:-1])
-    return Record(about["name"], about["images"], tuple(parts))
+        told = error.strerror or error or type(error).__name__
+        raise DecodeError(path, f"the shard cannot be read: {told}") from error
+    if missing := length - len(content):
+        raise DecodeError(path, f"the shard is truncated: {missing} of the clip's {length} bytes are missing")
+    begin = content.find(b"\n") + 1
+    if content[:_CRC_LETTERS] != b"%08x" % zlib.crc32(content[_CRC_LETTERS:begin]):
+        raise _damaged(path, "its header")
+    about = json.loads(content[_CRC_LETTERS:begin])
+    data, ends = np.frombuffer(content, np.uint8)[begin:], about["ends"]
+    parts = tuple(data[first:last] for first, last in pairwise([0, *ends]))
+    every = range(len(parts))
+    for number in every if wanted is None or not about["images"] else wanted:
+        if number in every and zlib.crc32(parts[number].data) != about["crcs"][number]:
+            raise _damaged(path, f"file {number} of {len(parts)}, counted from 0,")
+    return Record(about["name"], about["images"], parts)
+
+
+def _damaged(path: str | Path, what: str) -> DecodeError:
+    return DecodeError(path, f"the shard is damaged: {what} does not have its checksum; restore or remake the shard")
 
 
 def write(path: Path, clips: Sequence[tuple[str, bytes]]) -> list[int]:

@@ -55,6 +55,12 @@ def test_a_flipped_byte_anywhere_in_a_clip_is_told_by_the_shards_name_and_harms_
         with pytest.raises(DecodeError, match=r"shard-00007-00\.parquet#.*: the shard is damaged"):
             shards.fetch(places[0])
     assert plain(shards.fetch(places[1])) == RECORDS[1]
+    # Of images, those that are not wanted are not looked at.
+    shard.write_bytes(good.replace(b"threethree", b"threeThree"))
+    assert shards.fetch(places[1], [0, 1, 9]).parts[0].tobytes() == b"\n{}"
+    for wanted in (None, [2, 0], range(3)):
+        with pytest.raises(DecodeError, match="damaged: file 2 of 3"):
+            shards.fetch(places[1], wanted)
 
 
 def test_a_truncated_and_a_missing_shard_are_told_by_name(tmp_path: Path) -> None:
