@@ -166,9 +166,12 @@ def tell(records: Sequence[Record], output: Path) -> None:
     tracks = sum(len(record["tracks"]) for record in records)
     frames, seen = (sum(record.get(name, 0) for record in records) for name in ("frames", "frames_with_face"))
     share = f"{seen / frames:.1%}" if frames else "none"
+    seconds = sum(record.get("seconds", 0.0) for record in records if record.get("frames"))
     print(
         f"{output / 'manifest.parquet'}: {tracks:,} clips of {len(records):,} videos; {share} of the frames show a face"
     )
+    if seconds:
+        print(f"{frames:,} frames, {frames / seconds:,.0f} a second and core; look at {output / 'sheets'}")
     for state in ("no face", "unreadable"):
         some = [record for record in records if record["state"] == state]
         if some:
