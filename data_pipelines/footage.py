@@ -145,6 +145,8 @@ class Footage:
                 raise DecodeError(self.path, "holds no video stream")
             video = container.streams.video[0]
             context = video.codec_context
+            if context is None:
+                raise DecodeError(self.path, "holds a video stream whose codec FFmpeg does not know")
             context.thread_count = 1
             if context.width * context.height > MAX_PIXELS:
                 size = f"{context.width}x{context.height}"

@@ -133,6 +133,13 @@ def test_what_is_no_video_is_said(name: str, content: bytes | None, reason: str,
         next(Footage(tmp_path / name).frames())
 
 
+def test_an_unknown_codec_is_said(make_video: Make, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mkv")
+    video.write_bytes(video.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_XXXXX/ISO/XXX"))
+    with pytest.raises(DecodeError, match="codec FFmpeg does not know"):
+        next(Footage(video).frames())
+
+
 def test_reading_twice_gives_the_same_frames(tmp_path: Path) -> None:
     footage = Footage(written(tmp_path / "a.mp4", [0, 40, 60, 120, 160, 240, 280, 320]))
     assert shown(footage) == shown(footage)
