@@ -34,6 +34,8 @@ def h264(pieces: Iterable[np.ndarray], fps: float | None, keyframe_every: int, c
         # Halved colour needs even sides; whole colour does not.
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         for frame in chain([first], frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            # Left to the encoder, colours are converted by several threads, and now and then a clip had other bytes.
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format=stream.pix_fmt, threads=1)))
         container.mux(stream.encode())
     return file.getvalue()
