@@ -179,7 +179,7 @@ def demo(name: str, output: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Read the command line and run the study, or the demo."""
     flags = {
-        "demo": "do the whole job on the synthetic world, in about ten minutes on two cores",
+        "demo": "do the whole job on the synthetic world, in about six minutes on two cores",
         "demo-long": "the same with more clips, steps and trials, in under an hour",
     }
     call = settings.parse(TuneConfig, argv, __doc__, flags=flags)
