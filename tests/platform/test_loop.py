@@ -1,6 +1,7 @@
 """The loop: pieces add up, a resumed run is the undisturbed one, and what is not finite stops it."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,4 +262,5 @@ def worker(rank: int, config: LoopConfig, folder: Path) -> None:
     share = ({name: value[rank::2] for name, value in batch.items()} for batch in stream())
     records = list(train(wrapped, state, share, config, OPTIM, num_clips=80, rank=rank))
     torch.save({"records": timeless(records), "weights": weights_of(task)}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # shutting down in turn, gloo's threads can abort a process whose work is done and written
