@@ -6,7 +6,9 @@ is listed but not there, or cannot be read, stops the reader unless it is told t
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
 
 from mien.data_pipelines.decode import DecodeError, natural
 from mien.data_pipelines.manifest import Manifest, Rejected, build
@@ -14,17 +16,13 @@ from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_al
 from mien.data_pipelines.video_files import VIDEOS
 
 
-class Settings(Protocol):
-    """What the settings of every labelled set have."""
+class LabelledConfig(BaseModel, frozen=True, extra="forbid"):
+    """The settings of every labelled set; each has its own name, and says what its root holds."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def root(self) -> str: ...
-    @property
-    def allow_missing(self) -> bool: ...
-    @property
-    def threads(self) -> int: ...
+    name: str
+    root: str
+    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
+    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 class Found(NamedTuple):
@@ -77,7 +75,7 @@ def find_clips(
 
 
 def build_labelled(
-    config: Settings,
+    config: LabelledConfig,
     title: str,
     classes: Sequence[str],
     wanted: Mapping[str, Mapping[str, Any]],

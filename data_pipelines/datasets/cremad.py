@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from mien.data_pipelines.labelled_clips import Found, build_labelled, check_chosen, find_clips
+from mien.data_pipelines.labelled_clips import Found, LabelledConfig, build_labelled, check_chosen, find_clips
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.probing import DatasetError, Progress
 
@@ -30,15 +30,13 @@ ABSENT = frozenset(
 )
 
 
-class CremadConfig(BaseModel, frozen=True, extra="forbid"):
+class CremadConfig(LabelledConfig, frozen=True):
     """Where CREMA-D is."""
 
     name: Literal["cremad"] = "cremad"
     root: str = Field("data/cremad", description="folder that holds VideoFlash or face_aligned")
     clips: str | None = Field(None, description="folder under root; none = face_aligned, or else VideoFlash")
     actors: tuple[int, ...] = Field((), description="actors to read, from 1001 to 1091; none = all")
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: CremadConfig, progress: Progress | None = None) -> Manifest:

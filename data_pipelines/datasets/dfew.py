@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from mien.data_pipelines.annotation_files import MEANING, Columns, angles_to_vector, read_records, vector_to_angles
 from mien.data_pipelines.decode import IMAGES
-from mien.data_pipelines.labelled_clips import Found, build_labelled
+from mien.data_pipelines.labelled_clips import Found, LabelledConfig, build_labelled
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.official_lists import fold_files, numbered_clip, pairs, read_folds, read_list
 from mien.data_pipelines.probing import DatasetError, Progress
@@ -24,7 +24,7 @@ from mien.data_pipelines.probing import DatasetError, Progress
 CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # source labels 1..7
 
 
-class DfewConfig(BaseModel, frozen=True, extra="forbid"):
+class DfewConfig(LabelledConfig, frozen=True):
     """Where DFEW is."""
 
     name: Literal["dfew"] = "dfew"
@@ -39,8 +39,6 @@ class DfewConfig(BaseModel, frozen=True, extra="forbid"):
         description="what stands behind a path there: angles (pitch yaw) | vector (x y z) | label_angles | "
         "angles_emotion | auto (known by names or numbers, or asked)",
     )
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: DfewConfig, progress: Progress | None = None) -> Manifest:

@@ -19,9 +19,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from mien.data_pipelines.labelled_clips import build_labelled, check_chosen, find_clips
+from mien.data_pipelines.labelled_clips import LabelledConfig, build_labelled, check_chosen, find_clips
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.probing import Progress
 
@@ -34,7 +34,7 @@ ABSENT, ABSENT_FOLD = 3, 3  # so many sentences lack in the published set, all t
 Sentence = tuple[int, str, int]  # subject, emotion, sentence
 
 
-class Enterface05Config(BaseModel, frozen=True, extra="forbid"):
+class Enterface05Config(LabelledConfig, frozen=True):
     """Where eNTERFACE'05 is."""
 
     name: Literal["enterface05"] = "enterface05"
@@ -43,8 +43,6 @@ class Enterface05Config(BaseModel, frozen=True, extra="forbid"):
         None, description="folder of the subjects' folders under root; none = face_aligned, enterface database or root"
     )
     subjects: tuple[int, ...] = Field((), description="subjects to read, from 1 to 44 without 6; none = all")
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: Enterface05Config, progress: Progress | None = None) -> Manifest:

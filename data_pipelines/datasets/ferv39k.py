@@ -10,9 +10,9 @@ validation part, and the published system validates on test; here `splits.py` ta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from mien.data_pipelines.labelled_clips import build_labelled, find_clips, without_suffix
+from mien.data_pipelines.labelled_clips import LabelledConfig, build_labelled, find_clips, without_suffix
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.official_lists import read_list
 from mien.data_pipelines.probing import DatasetError, Progress
@@ -21,15 +21,13 @@ CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
 NUM_CLIPS = {"train": 31088, "test": 7847}
 
 
-class Ferv39kConfig(BaseModel, frozen=True, extra="forbid"):
+class Ferv39kConfig(LabelledConfig, frozen=True):
     """Where FERV39k is."""
 
     name: Literal["ferv39k"] = "ferv39k"
     root: str = Field("data/ferv39k", description="folder that holds 2_ClipsforFaceCrop and 4_setups")
     clips: str = Field("2_ClipsforFaceCrop", description="folder of the scenes' folders under root")
     lists: str = Field("4_setups/All_scenes", description="folder of train_All.csv and test_All.csv under root")
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: Ferv39kConfig, progress: Progress | None = None) -> Manifest:

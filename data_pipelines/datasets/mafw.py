@@ -12,9 +12,9 @@ below from 0 or from 1: files that hold a 0 count from 0, files that hold an 11 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from mien.data_pipelines.labelled_clips import build_labelled, find_clips
+from mien.data_pipelines.labelled_clips import LabelledConfig, build_labelled, find_clips
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.official_lists import fold_files, numbered_clip, pairs, read_folds, read_list
 from mien.data_pipelines.probing import DatasetError, Progress
@@ -27,15 +27,13 @@ NUM_CLIPS = 9172
 LISTS = ("split/single/no_caption", "Train & Test Set/single/no_caption")
 
 
-class MafwConfig(BaseModel, frozen=True, extra="forbid"):
+class MafwConfig(LabelledConfig, frozen=True):
     """Where MAFW is."""
 
     name: Literal["mafw"] = "mafw"
     root: str = Field("data/mafw", description="folder that holds data and split")
     clips: str | None = Field(None, description="folder under root; none = data/frames, or else data/clips")
     lists: str | None = Field(None, description=f"folder of set_1 to set_5 under root; none = {' or '.join(LISTS)}")
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: MafwConfig, progress: Progress | None = None) -> Manifest:

@@ -14,9 +14,9 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from mien.data_pipelines.labelled_clips import build_labelled, check_chosen, find_clips
+from mien.data_pipelines.labelled_clips import LabelledConfig, build_labelled, check_chosen, find_clips
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.probing import Progress
 
@@ -25,15 +25,13 @@ ACTORS = range(1, 25)
 ACTORS_A_FOLD = 4
 
 
-class RavdessConfig(BaseModel, frozen=True, extra="forbid"):
+class RavdessConfig(LabelledConfig, frozen=True):
     """Where RAVDESS is."""
 
     name: Literal["ravdess"] = "ravdess"
     root: str = Field("data/ravdess", description="folder that holds Actor_01 to Actor_24, or face_aligned with them")
     clips: str | None = Field(None, description="folder of the actors' folders under root; none = face_aligned or root")
     actors: tuple[int, ...] = Field((), description="actors to read, from 1 to 24; none = all")
-    allow_missing: bool = Field(False, description="leave out clips that are missing or unreadable, and count them")
-    threads: int = Field(8, ge=1, description="clips looked at side by side")
 
 
 def read(config: RavdessConfig, progress: Progress | None = None) -> Manifest:
