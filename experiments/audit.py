@@ -156,8 +156,7 @@ def tell(found: Audit, output: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the command line, audit, and end with exit code 1 where an error was found."""
-    first = [f"manifest={argv[0]}"] if argv and "=" not in argv[0] and not argv[0].startswith("-") else []
-    call = parse(AuditConfig, [*first, *argv[len(first) :]], __doc__)
+    call = parse(AuditConfig, argv, __doc__, first="manifest")
     file = Path(call.config.manifest)
     output = call.output or file.with_name(f"{file.stem}_audit")
     if call.dry_run:

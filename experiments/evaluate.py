@@ -197,15 +197,15 @@ def keep_mistakes(mistakes: list[dict[str, Any]], most: int, folder: Path) -> No
 
 def main(argv: Sequence[str]) -> None:
     """Read the command line, evaluate unless that was done, and print the scores."""
-    folder_first = [f"folder={argv[0]}"] if argv and "=" not in argv[0] and not argv[0].startswith("-") else []
     call = parse(
         EvaluateConfig,
-        [*folder_first, *argv[len(folder_first) :]],
+        argv,
         __doc__,
         flags={
             "again": "evaluate once more, though the test clips were opened before; this is counted",
             "motion": "also score the clips with their frames shuffled, reversed, and frozen",
         },
+        first="folder",
     )
     folder = Path(call.config.folder)
     if call.dry_run:

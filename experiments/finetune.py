@@ -68,9 +68,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     pretrained: str | None = Field(
         None, description="run folder or checkpoint of a pretraining, or a published .pth file; null: from scratch"
     )
-    pretrained_norm: bool = Field(
-        False, description="start the pooled norm from the autoencoder's; published: a new one"
-    )
+    pretrained_norm: bool = Field(False, description="start the pooled norm from the autoencoder's; published: new")
     drop_path: float = Field(0.1, description="stochastic depth of the last block while fine-tuning", ge=0, lt=1)
     task: LabelledTask = Field(CombinedConfig(), description="what is learned; the number of classes is the manifest's")
     optim: OptimConfig = OptimConfig(layer_decay=0.75)
@@ -231,13 +229,8 @@ def finetune(
     config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
     task = make_task(config).to(device_here())
     with Run.start(output, given, seed=config.loop.seed) as run:
-        about = {
-            "task": plain(config.task),
-            "classes": fold.manifest.classes,
-            "fingerprint": fold.manifest.fingerprint(),
-            "fold": config.data.fold,
-            "protocol": fold.split.protocol,
-        }
+        about: dict[str, Any] = {"task": plain(config.task), "classes": fold.manifest.classes, "fold": config.data.fold}
+        about |= {"fingerprint": fold.manifest.fingerprint(), "protocol": fold.split.protocol}
         run_training(
             task,
             lambda start_step: training_batches(config, fold, run, start_step, sources),
@@ -257,21 +250,27 @@ def finetune(
     return found
 
 
-def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
-    """Return the config, the clips and the trained task of a finished run folder."""
+def load_task(folder: Path) -> tuple[FinetuneConfig, FeatureTask, dict[str, Any]]:
+    """Return the config and trained task of a finished run, and what its checkpoint says; its clips may be gone."""
     config = rebuild(FinetuneConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     # What the model is, and which classes it knows, stands in the checkpoint: the pretrained file may be gone.
     about = checkpoint.about(folder)
     config = config.model_copy(update={"task": TypeAdapter(LabelledTask).validate_python(about["task"])})
+    task = tasks.build(config.task)
+    assert isinstance(task, FeatureTask)
+    task.load_state_dict(checkpoint.weights(folder, ema=config.evaluate_ema), strict=True)
+    return config, task, about
+
+
+def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
+    """Return the config, the clips and the trained task of a finished run folder."""
+    config, task, about = load_task(folder)
     fold = open_fold(config, config.task.backbone.tubes)
     if list(fold.manifest.classes) != about["classes"] or fold.manifest.fingerprint() != about["fingerprint"]:
         raise ConfigError(
             f"{folder} was trained on a manifest with fingerprint {about['fingerprint']}, but {config.data.manifest} "
             f"has {fold.manifest.fingerprint()} now; folds may hold other clips: prepare it as it was, or train anew"
         )
-    task = tasks.build(config.task)
-    assert isinstance(task, FeatureTask)
-    task.load_state_dict(checkpoint.weights(folder, ema=config.evaluate_ema), strict=True)
     return config, fold, task
 
 

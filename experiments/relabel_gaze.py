@@ -30,20 +30,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from mien.data_pipelines import clips, frame_annotations, reading, windows
 from mien.data_pipelines.blocks import StreamConfig
 from mien.data_pipelines.manifest import Manifest, with_gaze
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.unreadable import DropCount, Dropped
-from mien.experiments.finetune import FinetuneConfig, LabelledTask
+from mien.experiments.finetune import FinetuneConfig, load_task
 from mien.models import tasks
 from mien.models.backbone import FeatureTask
 from mien.platform import checkpoint, predict
 from mien.platform.cluster import ClusterConfig, connect
-from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
+from mien.platform.config import ConfigError, dump, parse, plain, run_program
 from mien.platform.frame_gaze import FrameGaze, agreement, clip_means, clips_table, frames_table
 from mien.platform.parts import Parts
 from mien.platform.progress import progress, table
@@ -123,17 +122,12 @@ def load_teacher(folder: Path) -> Teacher:
             f"run must be the folder of a finished fine-tuning (with a scores.json), but {folder} is none; give what "
             "--output named when finetune.py ended, or fold_K of a study's trial"
         )
-    config = rebuild(FinetuneConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    about = checkpoint.about(folder)
-    config = config.model_copy(update={"task": TypeAdapter(LabelledTask).validate_python(about["task"])})
+    config, task, about = load_task(folder)
     if "gaze" not in tasks.labels_of(config.task):
         raise ConfigError(
             f"run must predict gaze, but {folder} learned {config.task.name} without it; give a run of task.name=gaze, "
             "or combined with task.gaze_weight above 0"
         )
-    task = tasks.build(config.task)
-    assert isinstance(task, FeatureTask)
-    task.load_state_dict(checkpoint.weights(folder, ema=config.evaluate_ema), strict=True)
     found = checkpoint.find(folder)
     weights = f"{checkpoint.crc32(found / 'weights.safetensors'):08x}"
     return Teacher(task, config, {"checkpoint": found.name, "weights": weights, "trained_on": about["fingerprint"]})
@@ -167,22 +161,25 @@ def label(work: Work, parts: Parts, missing: Sequence[int], output: Path) -> Non
     gazes: dict[int, FrameGaze] = {}
     unreadable: dict[int, Dropped] = {}
     todo, rows = list(missing), np.concatenate([parts.lines[number] for number in missing])
+    dropped, seen = parts.dropped(), len(manifest) - len(rows)
 
     def report(clip: Dropped) -> None:
         unreadable[clip["row"]] = clip
 
     def write_before(line: int) -> None:
         """Write the parts whose clips all stand before a manifest line."""
+        nonlocal dropped, seen
         while todo and parts.lines[todo[0]].stop <= line:
             lines = parts.lines[todo[0]]
             known = [row for row in lines if row not in unreadable]
             lost = [unreadable[row] for row in lines if row in unreadable]
             # Over all parts, so that a run which was stopped judges as one that was not.
-            seen = sum(len(parts.lines[number]) for number in parts.present()) + len(lines)
-            DropCount(config.stream, "stream").add(seen, parts.dropped() + lost)
+            seen += len(lines)
+            dropped = sorted([*dropped, *lost], key=lambda clip: clip["row"])
+            DropCount(config.stream, "stream").add(seen, dropped)
             videos = manifest.table["video"].take(known).to_pylist()
             parts.write(todo.pop(0), frames_table(known, videos, gazes), lost)
-            write_whole(output / "dropped.jsonl", "".join(json.dumps(clip) + "\n" for clip in parts.dropped()))
+            write_whole(output / "dropped.jsonl", "".join(json.dumps(clip) + "\n" for clip in dropped))
             for row in lines:
                 gazes.pop(row, None)
 

@@ -154,8 +154,7 @@ def numbers(manifest: Manifest) -> report_data.Clips:
 
 def main(argv: Sequence[str]) -> None:
     """Write the report and print where it is."""
-    folder_first = [f"folder={argv[0]}"] if argv and "=" not in argv[0] and not argv[0].startswith("-") else []
-    call = parse(ReportConfig, [*folder_first, *argv[len(folder_first) :]], __doc__)
+    call = parse(ReportConfig, argv, __doc__, first="folder")
     folder = Path(call.config.folder)
     output = call.output or folder / "report.html"
     if call.dry_run:

@@ -52,18 +52,20 @@ class Setting:
 
 
 def parse(
-    config_class: type[C], argv: Sequence[str], doc: str | None, *, flags: Mapping[str, str] | None = None
+    config_class: type[C], argv: Sequence[str], doc: str | None, *, flags: dict[str, str] | None = None, first: str = ""
 ) -> Invocation[C]:
     """Read a program's command line; `flags` are its own switches (`{"demo": "what it does"}`).
 
-    `--help` prints every setting and exits. Raises ConfigError for anything that is not understood.
+    `first` names a setting whose value may stand alone as the first word. `--help` prints every setting and exits.
+    Raises ConfigError for anything that is not understood.
     """
     known = dict(flags or {})
-    recipe: Path | None = None
-    output: Path | None = None
+    paths: dict[str, Path] = {}
     given: dict[str, Any] = {}
     switches = set()
     words = list(argv)
+    if first and words and "=" not in words[0] and not words[0].startswith("-"):
+        words[0] = f"{first}={words[0]}"
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
@@ -79,14 +81,12 @@ def parse(
             value = words.pop(0)
         elif not equals:
             raise ConfigError(f"expected key=value or --key value, got {word!r}; --help lists every setting")
-        if name == "config":
-            recipe = Path(value)
-        elif name == "output":
-            output = Path(value)
+        if name in ("config", "output"):
+            paths[name] = Path(value)
         else:
             given[name.replace("-", "_")] = _value(name, value)
-    config = load(config_class, recipe, given)
-    return Invocation(config, output, "dry-run" in switches, frozenset(switches - {"dry-run"}))
+    config = load(config_class, paths.get("config"), given)
+    return Invocation(config, paths.get("output"), "dry-run" in switches, frozenset(switches - {"dry-run"}))
 
 
 def load(config_class: type[C], recipe: Path | None, overrides: Mapping[str, Any]) -> C:
