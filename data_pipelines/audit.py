@@ -19,8 +19,7 @@ from mien.data_pipelines.audit_parts import CROSSINGS, PART_NAMES, TRAIN, VAL, P
 from mien.data_pipelines.contents import Advance, Contents, contents
 from mien.data_pipelines.duplicates import equal_pairs, joined, near_pairs
 from mien.data_pipelines.findings import SEVERITIES, Finding, Severity, listing, some
-from mien.data_pipelines.manifest import Manifest
-from mien.data_pipelines.reading import locate
+from mien.data_pipelines.manifest import Manifest, located
 from mien.data_pipelines.splits import SplitConfig
 from mien.data_pipelines.unreadable import DropLimit
 
@@ -101,7 +100,7 @@ def audit(manifest: Manifest, config: CheckConfig, advance: Advance | None = Non
 
 def _duplicates(manifest: Manifest, parts: Parts, held: Contents | None) -> list[Duplicate]:
     """Return the groups of clips that hold the same, those that parts share first."""
-    paths = [str(locate({"path": path}, manifest.root)) for path in manifest.column("path")]
+    paths = [str(located(manifest.root, path)) for path in manifest.column("path")]
     starts = manifest.column("start")
     clips = list(zip(paths, starts, manifest.column("frames"), strict=True))
     equal, alike = [equal_pairs(clips)], []

@@ -31,7 +31,8 @@ class Parts:
 
     def missing(self) -> list[int]:
         """Return the numbers of the parts that are still to be made; raises PartsError for one of another origin."""
-        for number in self.present():
+        present = self.present()
+        for number in present:
             there = self._about(number)["made_from"]
             differ = [f"{key}: {there.get(key)} there, {value} now" for key, value in self.made_from.items()]
             if there != self.made_from:
@@ -39,7 +40,7 @@ class Parts:
                     f"all parts in a folder must be made from the same, but {self._path(number)} was not: "
                     f"{'; '.join(differ)}; give another --output, or remove {self.folder} to begin anew"
                 )
-        return [number for number in range(len(self.lines)) if number not in set(self.present())]
+        return sorted(set(range(len(self.lines))) - set(present))
 
     def present(self) -> list[int]:
         """Return the numbers of the parts that are there."""
