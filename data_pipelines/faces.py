@@ -28,11 +28,12 @@ from mien.data_pipelines.face_tracks import Track, TrackConfig, Tracker, likenes
 from mien.data_pipelines.footage import Footage
 
 Record = dict[str, Any]
+MARGIN = 0.15  # share of the longer side of a face, on each end of a crop
 Beat = Callable[[], None]  # called at every frame, so that whoever watches knows that it goes on
 
 
-class FacesConfig(BaseModel, frozen=True, extra="forbid"):
-    """How faces are found, and what is made of them."""
+class FindConfig(BaseModel, frozen=True, extra="forbid"):
+    """How faces are found and followed."""
 
     detector: Literal["centerface", "whole"] = Field(
         "centerface", description="what finds faces; whole: nothing does, the frame's middle is one (cropped clips)"
@@ -47,7 +48,12 @@ class FacesConfig(BaseModel, frozen=True, extra="forbid"):
     keep: Literal["all", "main"] = Field(
         "all", description="all: every person and shot; main: the largest face of a video, for labelled clips"
     )
-    margin: float = Field(0.15, ge=0, description="share of the face's longer side added on each end of the crop")
+
+
+class FacesConfig(FindConfig, frozen=True):
+    """How faces are found, and what is made of them."""
+
+    margin: float = Field(MARGIN, ge=0, description="share of the face's longer side added on each end of the crop")
     size: int = Field(224, ge=16, multiple_of=2, description="height and width of the crops written, pixels")
     format: Kind = Field("mp4", description="what is written for each track: mp4 | frames (a folder of JPEG)")
     fps: float | None = Field(None, gt=0, description="rate of the crops, frames/s; null: the video's own")
@@ -66,7 +72,7 @@ class Followed:
     size: tuple[int, int]  # height and width of the first frame
 
 
-def follow(footage: Footage, config: FacesConfig, detector: Detector, beat: Beat = lambda: None) -> Followed:
+def follow(footage: Footage, config: FindConfig, detector: Detector, beat: Beat = lambda: None) -> Followed:
     """Read a footage and return its tracks; raises DecodeError."""
     tracker: Tracker | None = None
     before: np.ndarray | None = None

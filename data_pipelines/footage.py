@@ -35,6 +35,7 @@ class Frame:
     jump: bool  # time is missing before it
     picture: av.VideoFrame | np.ndarray
     turns: int = 0
+    time: float = 0.0  # seconds, of its place on the source's own clock, which that of the sound is too
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,6 +76,7 @@ class Footage:
         self.path, self._wanted_fps = Path(path), fps
         self.fps = fps or UNKNOWN_RATE  # known once frames are read
         self.notes: dict[str, int | str] = {}
+        self.expected: int | None = None  # frames, as far as a header tells before they are read
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames, numbered from 0 without a gap; raises DecodeError where there is not one."""
@@ -99,7 +101,7 @@ class Footage:
                 self._count("damaged images")
                 self.notes.setdefault("first damage", f"{file.name}: {error.reason}")
                 continue
-            yield Frame(index, False, picture)
+            yield Frame(index, False, picture, time=index / self.fps)
             index += 1
 
     def _video(self) -> Iterator[Frame]:
@@ -121,10 +123,11 @@ class Footage:
                 continue
             for index in range(following, place):
                 assert held is not None
-                yield Frame(index, False, held.picture, held.turns)
+                yield Frame(index, False, held.picture, held.turns, (origin or 0.0) + index / self.fps)
                 self._count("frames repeated")
             # FFmpeg's angle is that by which the frame is to be turned counterclockwise.
-            held = Frame(place, jump, picture, round(picture.rotation / 90) % 4)
+            turns, now = round(picture.rotation / 90) % 4, (origin or 0.0) + place / self.fps
+            held = Frame(place, jump, picture, turns, now)
             if held.turns:
                 self.notes["turned"] = f"{90 * held.turns} degrees counterclockwise"
             yield held
@@ -154,6 +157,8 @@ class Footage:
                     self.path, f"says that its frames are {size}; more than {MAX_PIXELS:,} pixels are not"
                 )
             self.fps = self._wanted_fps or _rate(video.average_rate) or _rate(video.guessed_rate) or UNKNOWN_RATE
+            seconds = (container.duration or 0) / av.time_base
+            self.expected = round(seconds * self.fps) or video.frames or None
             count, last, packets = 0, 0.0, container.demux(video)
             ordered = (
                 container.format.name == "avi"

@@ -143,3 +143,14 @@ def test_an_unknown_codec_is_said(make_video: Make, tmp_path: Path) -> None:
 def test_reading_twice_gives_the_same_frames(tmp_path: Path) -> None:
     footage = Footage(written(tmp_path / "a.mp4", [0, 40, 60, 120, 160, 240, 280, 320]))
     assert shown(footage) == shown(footage)
+
+
+def test_a_frame_knows_its_time_on_the_sources_clock(make_frames: Make, tmp_path: Path) -> None:
+    # Held for a while, then nothing for five seconds: a grid's place and the clock part company there.
+    shown_at = [0, 40, 80, 200, 240, 5240, 5280]
+    footage = Footage(written(tmp_path / "a.mp4", shown_at), fps=25)
+    times = [(frame.index, round(1000 * frame.time)) for frame in footage.frames()]
+    assert times == list(enumerate([0, 40, 80, 120, 160, 200, 240, 5240, 5280]))
+    assert footage.expected == pytest.approx(25 * 5.32, abs=2)
+    folder = Footage(make_frames(tmp_path / "frames", frames=3), fps=10)
+    assert [frame.time for frame in folder.frames()] == pytest.approx([0, 0.1, 0.2])
