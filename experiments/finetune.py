@@ -10,9 +10,8 @@ The same functions judge a trial of a study (`tune_dfew.py`), with clips that al
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,20 +19,16 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor
 
-from mien.data_pipelines import mixing, reading, splits
-from mien.data_pipelines.augment import AugmentConfig
-from mien.data_pipelines.manifest import Manifest
-from mien.data_pipelines.mixing import MixingConfig
-from mien.data_pipelines.reading import Files, ReadConfig
-from mien.data_pipelines.sampling import SamplingConfig
-from mien.data_pipelines.splits import Split, SplitConfig
-from mien.data_pipelines.unreadable import DropCount, DropLimit
+from mien.data_pipelines import mixing, reading
+from mien.data_pipelines.fingerprint import PUBLISHED, Fingerprint
+from mien.data_pipelines.fold import DataConfig, Fold, open_clips
+from mien.data_pipelines.reading import Files
+from mien.data_pipelines.unreadable import DropCount
 from mien.models import published, tasks
 from mien.models.backbone import BackboneConfig, FeatureTask, load_backbone
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
-from mien.models.patches import TubesConfig
 from mien.platform import checkpoint, predict, scores
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
@@ -45,20 +40,6 @@ from mien.platform.storage import write_whole
 from mien.platform.training import check_schedule, device_here, run_training
 
 LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
-
-
-class DataConfig(DropLimit, frozen=True, extra="forbid"):
-    """Which clips, and how they are read."""
-
-    manifest: str = Field("output/dfew/manifest.parquet", description="manifest made by prepare.py")
-    root: str | None = Field(None, description="folder of the clips, where it has moved since prepare.py")
-    fold: int | None = Field(1, description="fold to be tested; null: the manifest's own train and test parts", ge=1)
-    split: SplitConfig = SplitConfig()
-    label_ratio: float = Field(1.0, description="share of the training clips that is used, drawn by class", gt=0, le=1)
-    sampling: SamplingConfig = SamplingConfig()
-    augment: AugmentConfig = AugmentConfig(kind="finetune")
-    mixing: MixingConfig = MixingConfig()
-    threads: int = Field(1, description="threads that decode beside the training step, without Ray Data", ge=1)
 
 
 class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
@@ -76,29 +57,16 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     evaluate_ema: bool = Field(False, description="evaluate the moving average of the weights (loop.ema_decay)")
 
 
-class Fold(NamedTuple):
-    """The clips of one run."""
-
-    manifest: Manifest
-    split: Split
-    read: ReadConfig
-
-
-def open_fold(config: FinetuneConfig, tubes: TubesConfig) -> Fold:
-    """Read the manifest and split it; a clip's frames and size are the backbone's."""
-    manifest = Manifest.read(config.data.manifest, config.data.root)
-    split = splits.split(manifest, config.data.fold, config.data.split)
-    kept = splits.fewer_labels(manifest, split.train, config.data.label_ratio, config.data.split.seed)
-    split = replace(split, train=kept)
-    augment = config.data.augment.for_gaze() if "gaze" in tasks.labels_of(config.task) else config.data.augment
-    read = reading.for_model(config.data.sampling, augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
-    return Fold(manifest, split, read)
+def open_fold(config: FinetuneConfig) -> Fold:
+    """Read the clips of a completed config."""
+    tubes, gaze = config.task.backbone.tubes, "gaze" in tasks.labels_of(config.task)
+    return open_clips(config.data, frames=tubes.frames, size=tubes.size, gaze=gaze)
 
 
 def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
     """Return the config with what checkpoint and manifest decide, and the clips."""
     config = completed(config)
-    fold = open_fold(config, config.task.backbone.tubes)
+    fold = open_fold(config)
     check_schedule(config.optim, config.loop, len(fold.split.train))
     check_labels(config, fold)
     return with_classes(config, fold.manifest.classes), fold
@@ -157,6 +125,16 @@ def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
         return published.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
     about = checkpoint.about(Path(path))
     return rebuild(BackboneConfig, about["task"]["backbone"])
+
+
+def inputs(config: FinetuneConfig, fold: Fold) -> dict[str, Fingerprint | None]:
+    """Return the fingerprints of what a run is trained on and of what its pretrained weights were, where known."""
+    before: Fingerprint | None = None
+    if config.pretrained is not None and Path(config.pretrained).is_file():
+        before = PUBLISHED["pretraining" if "mask_token" in published.read_state(config.pretrained) else "fine-tuning"]
+    elif config.pretrained is not None:
+        before = checkpoint.about(Path(config.pretrained)).get("inputs", {}).get("trained_on")
+    return {"trained_on": fold.fingerprint("train", config.data.manifest), "pretrained_on": before}
 
 
 def make_task(config: FinetuneConfig) -> FeatureTask:
@@ -231,6 +209,8 @@ def finetune(
     with Run.start(output, given, seed=config.loop.seed) as run:
         about: dict[str, Any] = {"task": plain(config.task), "classes": fold.manifest.classes, "fold": config.data.fold}
         about |= {"fingerprint": fold.manifest.fingerprint(), "protocol": fold.split.protocol}
+        about |= {"inputs": inputs(config, fold)}
+        write_whole(output / "inputs.json", json.dumps(about["inputs"], indent=1) + "\n")
         run_training(
             task,
             lambda start_step: training_batches(config, fold, run, start_step, sources),
@@ -265,7 +245,7 @@ def load_task(folder: Path) -> tuple[FinetuneConfig, FeatureTask, dict[str, Any]
 def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
     """Return the config, the clips and the trained task of a finished run folder."""
     config, task, about = load_task(folder)
-    fold = open_fold(config, config.task.backbone.tubes)
+    fold = open_fold(config)
     if list(fold.manifest.classes) != about["classes"] or fold.manifest.fingerprint() != about["fingerprint"]:
         raise ConfigError(
             f"{folder} was trained on a manifest with fingerprint {about['fingerprint']}, but {config.data.manifest} "
