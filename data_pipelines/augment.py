@@ -1,10 +1,12 @@
 """Augmentation of one clip as uint8, with one draw for all its frames; what moves the picture moves its gaze too.
 
 Sources: MAE-DFER (Sun et al., ACM MM 2023): the multi-scale crop of its pretraining; resize, RandAugment, resized crop,
-flip and random erasing, in this order, of its fine-tuning. Three differences. Pictures stay uint8: standardising
+flip and random erasing, in this order, of its fine-tuning. Differences: Pictures stay uint8: standardising
 follows on the device, so the erasing noise, standard normal there, is put back on the scale of pixels here and cut off
-at 0 and 255. A side that shrinks is averaged by area, where the published code uses a triangle filter. A crop never
-leaves the frame, where the published one can be a pixel or two larger than a frame just under `size`.
+at 0 and 255. A clip is resampled once: RandAugment's moves and the crop are one map out of the frames as they were
+decoded, and colours are changed behind it; before it only where they depend on the whole picture, which is then
+resized first, as published. A crop never leaves the frame, where the published one can be a pixel or two larger than a
+frame just under `size`.
 
 A flip negates yaw. Rotation, shear, shift, small crops and crops that stretch would need another label than the one we
 have; where a setting allows them, the gaze of every training clip becomes unknown (NaN), never wrong. `for_gaze` turns
@@ -13,17 +15,23 @@ which the direction in the camera's frame stays nearly as it was, so it is kept.
 """
 
 import math
+from statistics import NormalDist
 from typing import Literal, Self
 
 import cv2
 import numpy as np
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines.randaugment import RandAugmentConfig, randaugment
+from mien.data_pipelines.randaugment import FILL, RandAugmentConfig, draw_operations, looks_around, motion, recolour
+from mien.data_pipelines.resampling import resize, warp
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1; the models standardise with them
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 GAZE_CROP_AREA = 0.8
+
+# Pixels (256, 1, 3) at the middles of 256 equally likely parts of a normal distribution, standard after standardising.
+_RANKS = np.array([NormalDist().inv_cdf((rank + 0.5) / 256) for rank in range(256)])
+_NOISE = np.clip(np.rint(255 * (_RANKS[:, None, None] * STD + MEAN)), 0, 255).astype(np.uint8)
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
@@ -77,8 +85,7 @@ def augment(
         gaze = np.full_like(gaze, np.nan)
     if config.kind == "pretrain":
         return _multi_scale_crop(clip, rng, config, size), gaze
-    clip = randaugment(resize(clip, size), rng, config.randaugment)
-    clip = _random_resized_crop(clip, rng, config, size)
+    clip = _recoloured_crop(clip, rng, config, size)
     if rng.random() < config.flip:
         clip, gaze = flip(clip, gaze)
     if rng.random() < config.erase:
@@ -90,19 +97,6 @@ def flip(clip: np.ndarray, gaze: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return clip and gaze as a mirror shows them: left and right change places, yaw its sign."""
     mirrored = cv2.flip(clip.reshape(-1, *clip.shape[2:]), 1).reshape(clip.shape)
     return mirrored, gaze * np.array([1, -1], gaze.dtype)
-
-
-def resize(clip: np.ndarray, size: int) -> np.ndarray:
-    """Return `(t, size, size, c)`, stretched where the frames are not square."""
-    height, width = clip.shape[1:3]
-    return clip if height == width == size else _scaled(clip, size, by_area=min(height, width) > size)
-
-
-def _scaled(clip: np.ndarray, size: int, by_area: bool) -> np.ndarray:
-    scaled = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
-    for frame, out in zip(clip, scaled, strict=True):
-        cv2.resize(frame, (size, size), out, interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
-    return scaled
 
 
 def _upper_middle(clip: np.ndarray, size: int) -> np.ndarray:
@@ -131,16 +125,33 @@ def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: Augmen
     return resize(clip[:, top : top + crop_height, left : left + crop_width], size)
 
 
-def _random_resized_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
-    """Cut a box of random area and shape and stretch it, bilinear without averaging as published."""
-    height, width = clip.shape[1:3]
+def _recoloured_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
+    """Return RandAugment's operations and a random box, stretched; each clip resampled once, or twice at most."""
+    drawn = draw_operations(rng, config.randaugment)
+    left, top, right, bottom = _crop_box(rng, config, size)
+    whole_first = looks_around(drawn)
+    if whole_first:
+        clip = recolour(resize(clip, size), drawn)
+    moves = motion(drawn)
+    if moves is None:
+        height, width = clip.shape[1:3]
+        rows, columns = (slice(round(a * n), round(b * n)) for a, b, n in ((top, bottom, height), (left, right, width)))
+        clip = resize(clip[:, rows, columns], size)
+    else:
+        crop = np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]])
+        clip = warp(clip, moves @ crop, size, FILL)
+    return clip if whole_first else recolour(clip, drawn)
+
+
+def _crop_box(rng: np.random.Generator, config: AugmentConfig, size: int) -> tuple[float, float, float, float]:
+    """Return left, top, right, bottom of a box of random area and shape, as shares, on whole pixels of `size`."""
     for _ in range(10):
         area, aspect = _box(rng, config.crop_area_min, 1.0, config.crop_aspect)
-        w, h = round(math.sqrt(area * height * width * aspect)), round(math.sqrt(area * height * width / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            return _scaled(clip[:, top : top + h, left : left + w], size, by_area=False)
-    return clip  # no box fitted: the frames are square by now, so the largest box in the middle is all of it
+        width, height = round(size * math.sqrt(area * aspect)), round(size * math.sqrt(area / aspect))
+        if 0 < width <= size and 0 < height <= size:
+            left, top = rng.integers(size - width + 1), rng.integers(size - height + 1)
+            return left / size, top / size, (left + width) / size, (top + height) / size
+    return 0.0, 0.0, 1.0, 1.0  # no box fitted: the largest one in the middle of a square is all of it
 
 
 def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
@@ -151,9 +162,9 @@ def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) ->
         h, w = round(math.sqrt(area * height * width * aspect)), round(math.sqrt(area * height * width / aspect))
         if 0 < w < width and 0 < h < height:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            noise = rng.standard_normal((len(clip), h, w, 3), np.float32) * (255 * STD) + 255 * MEAN
+            ranks = np.frombuffer(rng.bytes(len(clip) * h * w * 3), np.uint8).reshape(-1, w, 3)
             erased = clip.copy()
-            erased[:, top : top + h, left : left + w] = np.clip(np.rint(noise), 0, 255)
+            erased[:, top : top + h, left : left + w] = cv2.LUT(ranks, _NOISE).reshape(-1, h, w, 3)
             return erased
     return clip
 

@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mien.data_pipelines.augment import MEAN, STD, AugmentConfig, augment, flip, resize
-from mien.data_pipelines.randaugment import GEOMETRIC, OPERATIONS, RandAugmentConfig, randaugment
+from mien.data_pipelines.augment import MEAN, STD, AugmentConfig, augment, flip
+from mien.data_pipelines.randaugment import (
+    FILL,
+    MOTIONS,
+    PICTURES,
+    TABLES,
+    Drawn,
+    RandAugmentConfig,
+    draw_operations,
+    looks_around,
+    motion,
+    recolour,
+)
+from mien.data_pipelines.resampling import resize, warp
 
 GAZE = np.array([0.2, -0.7], np.float32)
 
@@ -231,37 +243,107 @@ def by_pillow(name: str, image: Image.Image, m: float, sign: float) -> Image.Ima
     }[name]()
 
 
-@pytest.mark.parametrize("name", [*OPERATIONS, *GEOMETRIC])
+def by_pillow_on(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
+    """Return the operations one after another, as the published loader does them."""
+    images = [Image.fromarray(frame) for frame in clip]
+    for name, magnitude, sign in drawn:
+        images = [by_pillow(name, image, magnitude, sign) for image in images]
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("name", [*TABLES, *PICTURES])
 @pytest.mark.parametrize(("magnitude", "sign"), [(0.0, 1.0), (7.0, 1.0), (6.3, -1.0), (9.9, -1.0)])
-def test_operations_agree_with_pillow(name: str, magnitude: float, sign: float) -> None:
+def test_operations_on_colours_agree_with_pillow(name: str, magnitude: float, sign: float) -> None:
     clip = clip_of(size=64)
-    found = (OPERATIONS | GEOMETRIC)[name](clip, magnitude, sign)
+    drawn = [(name, magnitude, sign)]
+    found = recolour(clip, drawn)
     assert found.shape == clip.shape and found.dtype == np.uint8
-    expected = np.stack([np.asarray(by_pillow(name, Image.fromarray(frame), magnitude, sign)) for frame in clip])
-    difference = np.abs(found.astype(int) - expected)
-    if name in GEOMETRIC:
-        # Another bicubic kernel, and another rule for the outermost pixels.
-        assert difference.mean() < 1.5 and np.median(difference) <= 1
-    else:
-        assert difference.max() <= 2 and difference.mean() < 0.7
+    difference = np.abs(found.astype(int) - by_pillow_on(clip, drawn))
+    assert difference.max() <= 2 and difference.mean() < 0.7
+
+
+@pytest.mark.parametrize("names", [*([name] for name in MOTIONS), ["rotate", "shear_x", "translate_y", "shear_y"]])
+@pytest.mark.parametrize(("magnitude", "sign"), [(0.0, 1.0), (7.0, 1.0), (6.3, -1.0), (9.9, -1.0)])
+def test_moves_agree_with_pillow_one_after_another(names: list[str], magnitude: float, sign: float) -> None:
+    clip = clip_of(size=64)
+    drawn = [(name, magnitude, sign) for name in names]
+    matrix = motion(drawn)
+    assert matrix is not None
+    difference = np.abs(warp(clip, matrix, 64, FILL).astype(int) - by_pillow_on(clip, drawn))
+    # Once bilinear instead of bicubic each time, and another rule for the outermost pixels.
+    assert difference.mean() < 1.5 * len(names) and np.median(difference) <= 2
+
+
+def test_tables_that_follow_one_another_are_one() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    drawn = [("posterize", 6.0, 1.0), ("invert", 7.0, 1.0), ("solarize_add", 7.0, 1.0), ("brightness", 7.0, -1.0)]
+    one_by_one = levels
+    for operation in drawn:
+        one_by_one = recolour(one_by_one, [operation])
+    assert np.array_equal(recolour(levels, drawn), one_by_one)
+    assert recolour(levels, []) is levels and motion(drawn) is None
+
+
+def test_which_operations_look_at_other_pixels_than_their_own() -> None:
+    clip = clip_of(size=32, frames=1)
+    other = clip.copy()
+    other[:, 16:] //= 2  # the lower half
+    for name in [*TABLES, *PICTURES]:
+        drawn = [(name, 7.0, 1.0)]
+        upper = (recolour(frames, drawn)[:, :15] for frames in (clip, other))
+        tell_apart = not np.array_equal(*upper)
+        assert looks_around(drawn) == (tell_apart or name == "sharpness"), name
 
 
 def test_a_plain_picture_survives_every_operation() -> None:
     # One level only: no spread to stretch and no histogram to flatten.
     clip = np.full((2, 16, 16, 3), 90, np.uint8)
-    for name in ("auto_contrast", "equalize", "contrast", "color", "sharpness"):
-        assert np.array_equal(OPERATIONS[name](clip, 7, 1), clip), name
+    for name in PICTURES:
+        assert np.array_equal(recolour(clip, [(name, 7, 1)]), clip), name
 
 
 def test_randaugment_draws_its_operations_with_the_chances_asked_for() -> None:
-    clip = clip_of(size=16)
-    unchanged = sum(
-        np.array_equal(randaugment(clip, np.random.default_rng(seed), RandAugmentConfig(operations=1)), clip)
-        for seed in range(300)
-    )
-    assert 100 < unchanged < 200
-    plain = RandAugmentConfig(operations=4, probability=1, geometric=False)
-    grey = np.full((1, 16, 16, 3), 7, np.uint8)
-    # Without geometry nothing comes in from outside, so an even picture stays even.
-    for seed in range(50):
-        assert len(np.unique(randaugment(grey, np.random.default_rng(seed), plain))) == 1
+    rng = np.random.default_rng(0)
+    drawn = [draw_operations(rng, RandAugmentConfig()) for _ in range(2000)]
+    assert np.mean([len(operations) for operations in drawn]) == pytest.approx(2, abs=0.1)
+    names = [name for operations in drawn for name, _, _ in operations]
+    shares = [names.count(name) / len(names) for name in (*TABLES, *PICTURES, *MOTIONS)]
+    assert len(shares) == 15 and shares == pytest.approx([1 / 15] * 15, abs=0.015)
+    magnitudes, signs = (np.array([o[part] for operations in drawn for o in operations]) for part in (1, 2))
+    assert (magnitudes.mean(), magnitudes.std()) == (pytest.approx(7, abs=0.05), pytest.approx(0.5, abs=0.05))
+    assert abs(float(signs.astype(float).mean())) < 0.05
+    assert not set(MOTIONS) & {
+        name for name, _, _ in draw_operations(rng, RandAugmentConfig(operations=500, geometric=False))
+    }
+
+
+@pytest.mark.parametrize("source", [160, 256, 97])
+def test_one_resampling_shows_what_the_published_steps_show(source: int) -> None:
+    # Resize, operations in the order drawn, crop, by Pillow one after another; here one map and one pass over colours.
+    frame = clip_of(size=source, frames=1)
+    plain = AugmentConfig(kind="finetune", flip=0, erase=0, crop_area_min=0.3)
+    levels = []
+    for seed in range(40):
+        (found,), _ = augment(frame, GAZE, np.random.default_rng(seed), plain, 160)
+        rng = np.random.default_rng(seed)
+        drawn = draw_operations(rng, plain.randaugment)
+        if len({name for name, _, _ in drawn if name in MOTIONS}) > 1:
+            continue  # fill that leaves the picture and comes back differs by intent
+        resized = np.stack([np.asarray(Image.fromarray(frame[0]).resize((160, 160), Image.Resampling.BILINEAR))])
+        picture = by_pillow_on(resized, drawn)[0]
+        left, top, right, bottom = crop_box(rng, plain)
+        expected = cv2.resize(picture[top:bottom, left:right], (160, 160), interpolation=cv2.INTER_LINEAR)
+        levels.append(float(np.median(np.abs(found.astype(int) - expected))))
+    assert len(levels) > 20 and np.median(levels) <= 2 and np.mean(np.array(levels) <= 6) > 0.85, levels
+
+
+def crop_box(rng: np.random.Generator, config: AugmentConfig) -> list[int]:
+    """Return left, top, right, bottom of the published random resized crop of 160x160 pixels."""
+    for _ in range(10):
+        area = 160 * 160 * rng.uniform(config.crop_area_min, 1)
+        aspect = math.exp(rng.uniform(-math.log(config.crop_aspect), math.log(config.crop_aspect)))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if width <= 160 and height <= 160:
+            left, top = int(rng.integers(161 - width)), int(rng.integers(161 - height))
+            return [left, top, left + width, top + height]
+    return [0, 0, 160, 160]
