@@ -86,6 +86,7 @@ def audit(manifest: Manifest, config: CheckConfig, advance: Advance | None = Non
     if config.read != "none":
         held = contents(manifest, config.read == "all", config.threads, advance)
         findings += _unreadable(manifest, held) + _other_sizes(manifest, held)
+        findings += _several_sizes(manifest, held)
     groups = _duplicates(manifest, parts, held)
     findings += _repeated(manifest, parts, groups)
     if manifest.rejected:
@@ -230,6 +231,15 @@ def _other_sizes(manifest: Manifest, held: Contents) -> list[Finding]:
     what = "clips have another size than the manifest says"
     remedy = "the files have changed since they were prepared: prepare them again"
     return [Finding("sizes", "warning", what, len(wrong), some(wrong), remedy)] if wrong else []
+
+
+def _several_sizes(manifest: Manifest, held: Contents) -> list[Finding]:
+    if not held.several_sizes:
+        return []
+    videos = manifest.column("video")
+    told = some(videos[row] for row in held.several_sizes)
+    what = "clips hold frames of several sizes, as crops of a head that comes nearer do; they are read at one"
+    return [Finding("sizes", "note", what, len(held.several_sizes), told)]
 
 
 def _inputs(manifest: Manifest, dataset: str) -> dict[str, Any]:

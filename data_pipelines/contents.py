@@ -28,6 +28,7 @@ class Content(NamedTuple):
     frames: np.ndarray  # uint8 (FRAMES, SIDE, SIDE)
     height: int
     width: int
+    several_sizes: bool  # its images differ in size, and were brought to the row's
 
 
 class Contents(NamedTuple):
@@ -37,6 +38,7 @@ class Contents(NamedTuple):
     frames: np.ndarray  # uint8 (n, FRAMES, SIDE, SIDE)
     sizes: np.ndarray  # int64 (n, 2): height and width in pixels
     unreadable: dict[int, str]  # line -> reason
+    several_sizes: list[int]  # lines whose frames differ in size
 
     @property
     def readable(self) -> np.ndarray:
@@ -55,13 +57,15 @@ def contents(manifest: Manifest, every_frame: bool, threads: int, advance: Advan
             return error
 
     count = len(manifest)
-    found = Contents([None] * count, np.zeros((count, FRAMES, SIDE, SIDE), np.uint8), np.zeros((count, 2), int), {})
+    found = Contents([None] * count, np.zeros((count, FRAMES, SIDE, SIDE), np.uint8), np.zeros((count, 2), int), {}, [])
     for index, result in enumerate(in_order(look, range(count), threads, ahead=8 * threads)):
         if isinstance(result, DecodeError):
             found.unreadable[index] = result.reason
         else:
             found.digests[index], found.frames[index] = result.digest, result.frames
             found.sizes[index] = result.height, result.width
+            if result.several_sizes:
+                found.several_sizes.append(index)
         if advance:
             advance(index + 1, count)
     return found
@@ -70,11 +74,28 @@ def contents(manifest: Manifest, every_frame: bool, threads: int, advance: Advan
 def content(row: dict[str, Any], root: str, every_frame: bool, known: dict[Path, bytes]) -> Content:
     """Return what one row's file holds; raises DecodeError. `known` remembers the digests of files."""
     path, start, frames = locate(row, root), row["start"], row["frames"]
+    size = (row["height"], row["width"])
+    seen: set[tuple[int, ...]] = set()
     if every_frame:
         for begin in range(0, frames, FRAMES_AT_ONCE):
-            decode.read(path, start + np.arange(begin, min(begin + FRAMES_AT_ONCE, frames)))
-    pictures = decode.read(path, start + moments(frames))
-    return Content(_digest(path, start, frames, known), thumbnails(pictures), *pictures.shape[1:3])
+            seen |= _read(path, start + np.arange(begin, min(begin + FRAMES_AT_ONCE, frames)), size)[1]
+    pictures, sizes = _read(path, start + moments(frames), size)
+    several = len(seen | sizes) > 1
+    return Content(
+        _digest(path, start, frames, known),
+        thumbnails(pictures),
+        *(size if several else pictures.shape[1:3]),
+        several_sizes=several,
+    )
+
+
+def _read(path: str | Path, indices: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, set[tuple[int, ...]]]:
+    """Return frames as training reads them, and their sizes: more than one where they had to be brought to `size`."""
+    try:
+        pictures = decode.read(path, indices)
+    except DecodeError:  # if only their sizes differ, they can be read at the row's; if not, this says why again
+        return decode.read(path, indices, size), {size, (0, 0)}
+    return pictures, {pictures.shape[1:3]}
 
 
 def _digest(path: str | Path, start: int, frames: int, known: dict[Path, bytes]) -> bytes:

@@ -130,7 +130,8 @@ def draw(manifest: Manifest, rows: Sequence[int], file: Path) -> bool:
     for index in rows:
         row = manifest.row(index)
         try:
-            drawn.append(list(decode.read(locate(row, manifest.root), row["start"] + moments(row["frames"]))))
+            indices, size = row["start"] + moments(row["frames"]), (row["height"], row["width"])
+            drawn.append(list(decode.read(locate(row, manifest.root), indices, size)))
         except DecodeError:
             continue  # gone since it was audited; the table of findings was made before
     if drawn:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.io import savemat
 
 from mien.data_pipelines import decode, reading
 from mien.data_pipelines.annotation_files import angles_to_vector
+from mien.data_pipelines.audit import CheckConfig, audit
 from mien.data_pipelines.datasets import gaze360
 from mien.data_pipelines.datasets.gaze360 import Gaze360Config
 from mien.data_pipelines.manifest import Manifest
@@ -280,3 +281,19 @@ def test_lists_that_are_not_all_there_or_hold_other_lines_are_refused(root: Path
         (lists / "train.txt").write_text(f"\n{line}\n")
         with pytest.raises(DatasetError, match=rf"train\.txt:2: a line is rec_000.* but this one is '{line}'"):
             read(root, labels="code")
+
+
+@pytest.mark.parametrize("read_frames", ["some", "all"])
+def test_an_audit_reads_crops_that_grow_and_tells_how_many_clips_hold_them(
+    root: Path, read_frames: Literal["some", "all"]
+) -> None:
+    manifest = read(root)
+    found = audit(manifest, CheckConfig(read=read_frames, threads=2))
+    assert found.unreadable == ()
+    (note,) = [finding for finding in found.findings if "several sizes" in finding.what]
+    assert note.severity == "note" and note.count == len(manifest)
+    assert not [finding for finding in found.findings if "another size than the manifest" in finding.what]
+    # A frame that is damaged is still unreadable, not of another size.
+    (root / "imgs/rec_002/head/000001/000041.jpg").write_bytes(b"\xff\xd8 no more")
+    damaged = audit(manifest, CheckConfig(read=read_frames, threads=2))
+    assert [manifest.column("video")[row] for row, _ in damaged.unreadable] == ["rec_002/000001/000041"]
