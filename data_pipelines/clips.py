@@ -27,6 +27,7 @@ from mien.data_pipelines.reading import (
     load_manifest,
     read_train,
     read_views,
+    unknown_gaze,
 )
 from mien.data_pipelines.sampling import stream as positions_of
 from mien.data_pipelines.unreadable import DropCount, Dropped
@@ -192,12 +193,14 @@ def _readable(example: dict[str, Any]) -> dict[str, Any]:
 
 def _unreadable(row: dict[str, Any], index: int, draw: int, error: DecodeError, read: ReadConfig) -> dict[str, Any]:
     """Return what holds the place of a clip, because every row of a block has the same shape."""
+    gaze, spread = unknown_gaze(read)
     return {
         "clip": np.zeros((read.sampling.frames, read.size, read.size, 3), np.uint8),
         "row": np.int64(index),
         "draw": np.int64(draw),
         "label": np.int64(-1),
-        "gaze": np.full(2, np.nan, np.float32),
+        "gaze": gaze,
+        "gaze_spread": spread,
         "ok": False,
         "video": row["video"],
         "path": error.path,

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no column behind `fold`, and is read as if they were null
+FIRST_VERSION = 1
 SCHEMA = pa.schema(
     [
         pa.field("video", pa.string(), nullable=False),  # unique id of the clip
@@ -38,8 +39,15 @@ SCHEMA = pa.schema(
         pa.field("width", pa.int64(), nullable=False),
         pa.field("split", pa.string()),  # the official part; null where folds or our own split decide
         pa.field("fold", pa.int64()),  # the official fold, from 1, in which this clip is tested
+        # Version 2: what a teacher who told the gaze does not know, and the gaze of frames, for models that give each
+        # frame an answer; lists with a place for each of the clip's frames, null where it is unknown.
+        pa.field("gaze_spread", pa.float32()),  # radians, how far its answers lie apart; null where gaze was measured
+        pa.field("frame_pitch", pa.list_(pa.float32())),
+        pa.field("frame_yaw", pa.list_(pa.float32())),
+        pa.field("frame_spread", pa.list_(pa.float32())),
     ]
 )
+_LATER = SCHEMA.names[SCHEMA.get_field_index("fold") + 1 :]
 PARTS = ("train", "val", "test")
 _METADATA_KEY = b"mien"
 
@@ -86,10 +94,18 @@ class Manifest:
         return replace(self, table=self.table.take(pa.array(np.asarray(indices, dtype=np.int64))).combine_chunks())
 
     def fingerprint(self) -> str:
-        """Return a hash of the rows and classes: equal where the clips are, wherever their folder stands."""
+        """Return a hash of the rows and classes: equal where the clips are, wherever their folder stands.
+
+        A column of a later version counts where it says something, so a manifest keeps its fingerprint.
+        """
         text = io.BytesIO()
-        pa.csv.write_csv(self.table, text)
-        head = json.dumps([SCHEMA_VERSION, self.classes]).encode()
+        said = [name for name in SCHEMA.names if name not in _LATER or self.table[name].null_count < len(self)]
+        lists = [name for name in said if pa.types.is_list(SCHEMA.field(name).type)]
+        pa.csv.write_csv(self.table.select([name for name in said if name not in lists]), text)
+        for name in lists:
+            lengths = pc.fill_null(pc.list_value_length(self.table[name]), -1).to_numpy()
+            text.write(name.encode() + lengths.tobytes() + pc.list_flatten(self.table[name]).to_numpy().tobytes())
+        head = json.dumps([FIRST_VERSION, self.classes]).encode()
         return hashlib.sha256(head + text.getvalue()).hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:
@@ -121,12 +137,15 @@ class Manifest:
         except pa.ArrowInvalid as error:
             raise ManifestError(f"a manifest must be a Parquet file, but {path} is not one: {error}") from error
         about = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-        if about.get("schema_version") != SCHEMA_VERSION:
+        version = about.get("schema_version")
+        if version not in (FIRST_VERSION, SCHEMA_VERSION):
             raise ManifestError(
-                f"a manifest's schema version must be {SCHEMA_VERSION}, but {path} has {about.get('schema_version')}: "
+                f"a manifest's schema version must be {FIRST_VERSION} or {SCHEMA_VERSION}, but {path} has {version}: "
                 "prepare it again"
             )
-        return _checked(
+        for name in _LATER if version == FIRST_VERSION else ():
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+        return checked(
             Manifest(
                 table=table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks(),
                 classes=tuple(about["classes"]),
@@ -156,16 +175,7 @@ def build(
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ManifestError(f"{name}: a row holds a value of the wrong type: {error}") from error
     table = pa.Table.from_arrays(columns, schema=SCHEMA)
-    return _checked(Manifest(table, tuple(classes), str(root), name, tuple(rejected), tuple(notes)))
-
-
-def with_gaze(manifest: Manifest, angles_rad: np.ndarray, note: str) -> Manifest:
-    """Return the manifest with other gazes, pitch and yaw (clips, 2) in radians, NaN where unknown, and a note."""
-    table = manifest.table
-    for name, values in zip(("pitch", "yaw"), angles_rad.T, strict=True):
-        column = pa.array(values, SCHEMA.field(name).type, from_pandas=True)  # NaN becomes null
-        table = table.set_column(table.column_names.index(name), SCHEMA.field(name), column)
-    return _checked(replace(manifest, table=table, notes=(*manifest.notes, note)))
+    return checked(Manifest(table, tuple(classes), str(root), name, tuple(rejected), tuple(notes)))
 
 
 def concat(manifests: Sequence[Manifest]) -> Manifest:
@@ -185,7 +195,7 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
         table = table.set_column(
             0, SCHEMA.field("video"), pc.binary_join_element_wise(table["dataset"], table["video"], "/")
         )
-    return _checked(
+    return checked(
         Manifest(
             table=table,
             classes=classes.pop() if classes else (),
@@ -210,7 +220,7 @@ def _with_absolute_paths(manifest: Manifest) -> pa.Table:
     return manifest.table.set_column(1, SCHEMA.field("path"), paths)
 
 
-def _checked(manifest: Manifest) -> Manifest:
+def checked(manifest: Manifest) -> Manifest:
     """Return `manifest`, or raise a ManifestError for the first rule that it breaks."""
     table, name, num_classes = manifest.table, manifest.name, len(manifest.classes)
 
@@ -257,4 +267,9 @@ def _checked(manifest: Manifest) -> Manifest:
     check(
         pc.equal(pc.is_valid(table["pitch"]), pc.is_valid(table["yaw"])), "pitch and yaw come together", "pitch", "yaw"
     )
+    spread = table["gaze_spread"]
+    check(pc.and_(pc.is_finite(spread), pc.greater_equal(spread, 0)), "gaze_spread must be at least 0", "gaze_spread")
+    for column in ("frame_pitch", "frame_yaw", "frame_spread"):
+        length = pc.list_value_length(table[column])
+        check(pc.equal(length, table["frames"]), f"{column} must hold a value for each frame, or null", "frames")
     return manifest

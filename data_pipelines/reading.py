@@ -27,8 +27,13 @@ from mien.data_pipelines.sampling import (
 from mien.data_pipelines.threads import in_order
 from mien.data_pipelines.unreadable import Dropped
 
+UNKNOWN = np.full(2, np.nan, np.float32)  # gaze, where only pictures are wanted
 DECODED_BYTES = 256 * 2**20  # of frames in their own size at a time, where many are wanted: 97 of 1280x720
-Example = dict[str, Any]  # one clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), perhaps view, position
+# One clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), gaze_spread float32, perhaps view and position.
+# `gaze_spread`, radians, stands beside the contract's gaze so that a task can trust a teacher's labels as far as the
+# teacher does; it is 0 where gaze was measured, or nobody said, and then weighs as it always did. With `frame_gaze`,
+# for a model that gives each frame an answer, gaze is (t,2) and gaze_spread (t,).
+Example = dict[str, Any]
 Batch = dict[str, np.ndarray]  # the same names, stacked
 
 
@@ -46,9 +51,12 @@ class ReadConfig(BaseModel, frozen=True, extra="forbid"):
     augment: AugmentConfig = AugmentConfig()
     size: int = Field(160, ge=8, description="height and width of a clip, pixels")
     root: str = Field("", description="folder that the manifest's relative paths start from")
+    frame_gaze: bool = Field(False, description="give the gaze of each frame, not of the clip")
 
 
-def for_model(sampling: SamplingConfig, augment: AugmentConfig, *, frames: int, size: int, root: str) -> ReadConfig:
+def for_model(
+    sampling: SamplingConfig, augment: AugmentConfig, *, frames: int, size: int, root: str, frame_gaze: bool = False
+) -> ReadConfig:
     """Return how to read the clips that a model takes; its frames win over the default, and over nothing else."""
     default = SamplingConfig.model_fields["frames"].default
     if sampling.frames not in (default, frames):
@@ -57,7 +65,7 @@ def for_model(sampling: SamplingConfig, augment: AugmentConfig, *, frames: int, 
             "leave sampling.frames out"
         )
     sampling = sampling.model_copy(update={"frames": frames})
-    return ReadConfig(sampling=sampling, augment=augment, size=size, root=root)
+    return ReadConfig(sampling=sampling, augment=augment, size=size, root=root, frame_gaze=frame_gaze)
 
 
 class EvaluationDecodeError(ValueError):
@@ -85,8 +93,9 @@ def read_train(
     frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
     indices = ablated(train_indices(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
     clip = decode.read(source or locate(row, config.root), row["start"] + indices, _size(row))
-    clip, gaze = augment(clip, _gaze(row), augment_rng, config.augment, config.size)
-    return _example(row, index, draw, clip, gaze)
+    gaze, spread = _gaze(row, indices, config)
+    clip, gaze = augment(clip, gaze, augment_rng, config.augment, config.size)
+    return _example(row, index, draw, clip, gaze, spread)
 
 
 def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Encoded | None = None) -> list[Example]:
@@ -95,9 +104,11 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
     rng = np.random.default_rng(index)  # of the row alone, so that an evaluation can be repeated
     views = [ablated(view, config.sampling, rng) for view in view_indices(row["frames"], config.sampling)]
     frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views), _size(row))
-    frames, gaze = augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)
+    frames, _ = augment(frames, UNKNOWN, np.random.default_rng(0), plain, config.size)
     clips = np.split(frames, len(views))
-    return [{**_example(row, index, 0, clip, gaze), "view": np.int64(view)} for view, clip in enumerate(clips)]
+    told = [_gaze(row, view, config) for view in views]
+    examples = [_example(row, index, 0, clip, *known) for clip, known in zip(clips, told, strict=True)]
+    return [{**example, "view": np.int64(view)} for view, example in enumerate(examples)]
 
 
 def read_frames(row: dict[str, Any], first: int, last: int, config: ReadConfig) -> np.ndarray:
@@ -108,7 +119,7 @@ def read_frames(row: dict[str, Any], first: int, last: int, config: ReadConfig) 
     for begin in range(first, last, most):
         wanted = row["start"] + np.arange(begin, min(begin + most, last))
         frames = decode.read(locate(row, config.root), wanted, _size(row))
-        parts.append(augment(frames, _gaze(row), np.random.default_rng(0), plain, config.size)[0])
+        parts.append(augment(frames, UNKNOWN, np.random.default_rng(0), plain, config.size)[0])
     return np.concatenate(parts)
 
 
@@ -120,14 +131,38 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
     return row["height"], row["width"]
 
 
-def _gaze(row: dict[str, Any]) -> np.ndarray:
-    known = row["pitch"] is not None
-    return np.array([row["pitch"], row["yaw"]] if known else [np.nan, np.nan], dtype=np.float32)
+def unknown_gaze(config: ReadConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return gaze and gaze_spread of a clip about which nothing is known."""
+    shape = (config.sampling.frames,) if config.frame_gaze else ()
+    return np.full((*shape, 2), np.nan, np.float32), np.zeros(shape, np.float32)
 
 
-def _example(row: dict[str, Any], index: int, draw: int, clip: np.ndarray, gaze: np.ndarray) -> Example:
+def _gaze(row: dict[str, Any], indices: np.ndarray, config: ReadConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return gaze and gaze_spread of a row's clip, or of its frames `indices` (t,).
+
+    Where the manifest does not know each frame's own, all bear the clip's; but of a clip that ends with the frame of
+    its label, that frame alone.
+    """
+    gaze, spread = unknown_gaze(config)
+    if config.frame_gaze and row["frame_pitch"] is not None:
+        pitch, yaw = (np.array(row[name], np.float32)[indices] for name in ("frame_pitch", "frame_yaw"))
+        gaze = np.stack([pitch, yaw], axis=1)
+        if row["frame_spread"] is not None:
+            spread = np.nan_to_num(np.array(row["frame_spread"], np.float32)[indices])
+    elif row["pitch"] is not None:
+        ends = config.frame_gaze and config.sampling.ends_with_label
+        told = indices == row["frames"] - 1 if ends else slice(None)
+        gaze[told] = row["pitch"], row["yaw"]
+        spread[told if config.frame_gaze else ()] = row["gaze_spread"] or 0
+    return gaze, spread
+
+
+def _example(
+    row: dict[str, Any], index: int, draw: int, clip: np.ndarray, gaze: np.ndarray, spread: np.ndarray
+) -> Example:
     label = -1 if row["label"] is None else row["label"]
-    return {"clip": clip, "row": np.int64(index), "draw": np.int64(draw), "label": np.int64(label), "gaze": gaze}
+    numbers = {"row": np.int64(index), "draw": np.int64(draw), "label": np.int64(label)}
+    return {"clip": clip, "gaze": gaze, "gaze_spread": spread} | numbers
 
 
 def collate(examples: Sequence[Example], config: ReadConfig) -> Batch:
@@ -135,7 +170,8 @@ def collate(examples: Sequence[Example], config: ReadConfig) -> Batch:
     if not examples:
         clip = np.empty((0, config.sampling.frames, config.size, config.size, 3), np.uint8)
         numbers = {name: np.empty(0, np.int64) for name in ("row", "draw", "label", "position")}
-        return {"clip": clip, "gaze": np.empty((0, 2), np.float32), **numbers}
+        gaze, spread = (np.empty((0, *one.shape), np.float32) for one in unknown_gaze(config))
+        return {"clip": clip, "gaze": gaze, "gaze_spread": spread, **numbers}
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 

@@ -48,6 +48,11 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
         return self.frames * self.stride
 
     @property
+    def ends_with_label(self) -> bool:
+        """Whether a clip's label is that of its last frame."""
+        return self.rule == "ending"
+
+    @property
     def views(self) -> int:
         """Evaluation views of a video, at most: fewer where they would all be the same."""
         return 1 if self.rule == "ending" else self.segments * self.crops

@@ -184,7 +184,8 @@ def validate(
     batches = reading.local_views(
         fold.manifest, rows, config.loop.batch_size, fold.read, threads=config.data.threads, sources=sources
     )
-    views = predict.predict(task, batches, device_here(), config.loop.precision)
+    last = fold.read.sampling.ends_with_label
+    views = predict.predict(task, batches, device_here(), config.loop.precision, last_frame=last)
     videos = predict.merge(views, fold.manifest.table, rows)
     known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
     found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=known)

@@ -1,7 +1,7 @@
 """Label every frame of every clip of a manifest with the gaze that a finished fine-tuning run predicts.
 
     python experiments/relabel_gaze.py --output output/dfew_gaze \\
-        run=output/gaze360 manifest=output/dfew/manifest.parquet
+        --checkpoint output/gaze360 --manifest output/dfew/manifest.parquet
 
 One Ray Data job reads the frames, and the run's model predicts them here in windows that cover each clip to its last
 frame. What a window's answer says depends on the run. A model with an output for each frame (`per_frame`) gives each
@@ -11,10 +11,12 @@ whichever windows it stands in at a large one, and in either case blurred where 
 frame bears the label (sampling `ending`, as Gaze360's) speaks of a window's last frame, so that a window ends with each
 frame. Each window is also shown in a mirror, its answer turned back.
 
-Writes into DIR: `manifest.parquet`, the manifest with the mean direction of each clip's frames as its pitch and yaw;
-`frames.parquet`, one row a frame: row (the manifest's line), video, frame (from 0 in the clip), pitch, yaw and spread;
-`clips.parquet`, one row a clip: its own gaze where it had one (pitch, yaw), the new one (pred_pitch, pred_yaw) and the
-mean spread. All are radians; spread is how far the answers about a frame lie apart, null where there is but one.
+Writes into DIR: `manifest.parquet`, the manifest with the mean direction of each clip's frames as its pitch and yaw,
+each frame's own, from which a model with `per_frame` learns, and `gaze_spread`, which `task.spread_scale_deg` of a
+training turns into weights; `frames.parquet`, one row a frame: row (the manifest's line), video, frame (from 0 in the
+clip), pitch, yaw and spread; `clips.parquet`, one row a clip: its own gaze where it had one (pitch, yaw), the new one
+(pred_pitch, pred_yaw) and the mean spread. All are radians; spread is how far the answers about a frame lie apart, null
+where there is but one.
 With `--csv`, also `csv/merged.csv` and `csv/videos/VIDEO.csv` with lines `frame_path label pitch yaw`. A clip that
 cannot be read stands in `dropped.jsonl` and has no gaze. The same command goes on where it was stopped.
 
@@ -30,11 +32,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import clips, frame_annotations, reading, windows
 from mien.data_pipelines.blocks import StreamConfig
-from mien.data_pipelines.manifest import Manifest, with_gaze
+from mien.data_pipelines.gaze_labels import with_gaze
+from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.unreadable import DropCount, Dropped
 from mien.experiments.finetune import FinetuneConfig, load_task
@@ -54,7 +58,9 @@ from mien.platform.training import device_here
 class RelabelConfig(BaseModel, frozen=True, extra="forbid"):
     """Which run labels which clips, and how."""
 
-    run: str = Field(description="folder of a finished fine-tuning run that predicts gaze (task gaze or combined)")
+    checkpoint: str = Field(
+        description="the teacher: folder of a finished fine-tuning run that predicts gaze (task gaze or combined)"
+    )
     manifest: str = Field("output/dfew/manifest.parquet", description="manifest made by prepare.py, to be labelled")
     root: str | None = Field(None, description="folder of the clips, where it has moved since prepare.py")
     hop: int | None = Field(
@@ -82,7 +88,7 @@ class Teacher(NamedTuple):
     @property
     def ends_with_label(self) -> bool:
         """Whether an answer is about the last frame of a clip."""
-        return self.config.data.sampling.rule == "ending" and not self.task.per_frame
+        return self.config.data.sampling.ends_with_label and not self.task.per_frame
 
     def told(self, shown: np.ndarray) -> np.ndarray:
         """Return the frames that the answer to a window of the frames `shown` (t,) is about."""
@@ -119,14 +125,14 @@ def load_teacher(folder: Path) -> Teacher:
     """Return the trained task of a finished run; its own clips need not be there any more."""
     if not (folder / "scores.json").is_file():
         raise ConfigError(
-            f"run must be the folder of a finished fine-tuning (with a scores.json), but {folder} is none; give what "
-            "--output named when finetune.py ended, or fold_K of a study's trial"
+            f"checkpoint must be the folder of a finished fine-tuning (with a scores.json), but {folder} is none; give "
+            "what --output named when finetune.py ended, or fold_K of a study's trial"
         )
     config, task, about = load_task(folder)
     if "gaze" not in tasks.labels_of(config.task):
         raise ConfigError(
-            f"run must predict gaze, but {folder} learned {config.task.name} without it; give a run of task.name=gaze, "
-            "or combined with task.gaze_weight above 0"
+            f"checkpoint must predict gaze, but {folder} learned {config.task.name} without it; give a run of "
+            "task.name=gaze, or combined with task.gaze_weight above 0"
         )
     found = checkpoint.find(folder)
     weights = f"{checkpoint.crc32(found / 'weights.safetensors'):08x}"
@@ -135,14 +141,14 @@ def load_teacher(folder: Path) -> Teacher:
 
 def opened(config: RelabelConfig) -> Work:
     """Return what a command amounts to, or say what is wrong with it."""
-    teacher, manifest = load_teacher(Path(config.run)), Manifest.read(config.manifest, config.root)
+    teacher, manifest = load_teacher(Path(config.checkpoint)), Manifest.read(config.manifest, config.root)
     data, tubes = teacher.config.data, teacher.config.task.backbone.tubes
     hop = max(1, tubes.frames // 4) if config.hop is None else config.hop
     if hop > tubes.frames:
         raise ConfigError(
             f"hop must be at most {tubes.frames}, the frames of the run's window, or frames are left out; got {hop}"
         )
-    learned = 1 if data.sampling.rule == "ending" else data.sampling.stride
+    learned = 1 if data.sampling.ends_with_label else data.sampling.stride
     stride = learned if config.stride is None else config.stride
     if teacher.ends_with_label and (config.hop not in (None, 1) or stride != 1):
         raise ConfigError(
@@ -219,9 +225,11 @@ def relabel(config: RelabelConfig, output: Path, csv: bool = False) -> dict[str,
         with storing(output):
             frame_annotations.write(output / "csv", manifest, map(parts.read, parts.present()))
     made_from = ", ".join(f"{name} {value}" for name, value in parts.made_from.items())
-    note = f"pitch and yaw are pseudo-labels: the mean direction of each clip's frames by {config.run} ({made_from})"
+    told = "pitch and yaw are pseudo-labels: the mean direction of each clip's frames"
+    note = f"{told} by {config.checkpoint} ({made_from})"
+    frames = pq.read_table(output / "frames.parquet", columns=["row", "pitch", "yaw", "spread"])
     with storing(output):
-        with_gaze(manifest, angles_rad, note).write(output / "manifest.parquet")
+        with_gaze(manifest, angles_rad, note, spread, frames).write(output / "manifest.parquet")
     print(f"{len(manifest) - len(parts.dropped()):,} clips have gaze now: {output / 'manifest.parquet'}")
     if parts.dropped():
         print(f"{len(parts.dropped())} clips cannot be read and have none: {output / 'dropped.jsonl'}")
@@ -243,6 +251,7 @@ def tell(found: dict[str, Any]) -> None:
     if "sure_error_deg" in found:
         sure, unsure = found["sure_error_deg"], found["unsure_error_deg"]
         print(f"  by spread {sure:.3f} deg for the half with the smaller spread, {unsure:.3f} deg for the other")
+        print(f"            rank correlation of spread and error {found['spread_error_correlation']:.3f}")
 
 
 def relabel_sizes(work: Work) -> dict[str, str]:

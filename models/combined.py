@@ -50,7 +50,7 @@ class Combined(FeatureTask):
         classes = class_loss(self.class_head(features), batch, self.config.smoothing)
         losses = {"loss": self.config.alpha * classes, "class_loss": classes}
         if self.config.gaze_weight > 0:
-            gaze = gaze_loss(self.gaze_head, features, batch)
+            gaze = gaze_loss(self.gaze_head, features, batch, self.config.spread_scale_deg)
             losses = {"loss": losses["loss"] + self.config.gaze_weight * gaze, "class_loss": classes, "gaze_loss": gaze}
         return losses
 

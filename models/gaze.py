@@ -33,6 +33,12 @@ class AnglesConfig(FeaturesConfig, frozen=True):
         1.0, description="weight of gaze_loss beside the binned head's two cross-entropies", ge=0
     )
     gaze_head_scale: float = Field(0.001, description="factor on the first weights of the gaze head", gt=0)
+    spread_scale_deg: float | None = Field(
+        None,
+        description="a gaze told by a teacher counts by 1 / (1 + (its spread / this)^2), half where its answers lie "
+        "this many degrees apart; null: all count alike, as published",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _bins_fill(self) -> "AnglesConfig":
@@ -121,13 +127,14 @@ class Gaze(FeatureTask):
 
     def __init__(self, config: GazeConfig) -> None:
         super().__init__(config)
+        self.spread_scale_deg = config.spread_scale_deg
         self.head = GAZE_HEADS[config.gaze_head](self.width, config)
         initialise(self, "normal")
         scale_head(self.head, config.gaze_head_scale)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the `loss` of a batch with clip and gaze; with per_frame, gaze is (b, 2) or each frame's (b, t, 2)."""
-        return {"loss": gaze_loss(self.head, self.features(batch), batch)}
+        return {"loss": gaze_loss(self.head, self.features(batch), batch, self.spread_scale_deg)}
 
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `gaze` (b, 2) in radians, and `frame_gaze` (b, t, 2) with per_frame."""
@@ -135,11 +142,17 @@ class Gaze(FeatureTask):
             return gaze_angles(self.head, self.features(batch))
 
 
-def gaze_loss(head: DirectHead | BinnedHead, features: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def gaze_loss(
+    head: DirectHead | BinnedHead,
+    features: Tensor,
+    batch: Mapping[str, Tensor],
+    spread_scale_deg: float | None = None,
+) -> Tensor:
     """Return the mean error over the clips whose gaze is known (no NaN), else 0; features (b, d) or (b, t, d).
 
-    With features of frames, a frame bears its own gaze, of gaze (b, t, 2), or its clip's, of gaze (b, 2). Raises
-    ValueError for gaze of another shape, and for mixed clips, which have no one gaze.
+    With features of frames, a frame bears its own gaze, of gaze (b, t, 2), or its clip's, of gaze (b, 2). With a scale,
+    the mean is weighted by `trust` in gaze_spread, (b,) or (b, t) radians. Raises ValueError for other shapes, and for
+    mixed clips, which have no one gaze.
     """
     if "partner_label" in batch:
         raise ValueError(
@@ -148,8 +161,20 @@ def gaze_loss(head: DirectHead | BinnedHead, features: Tensor, batch: Mapping[st
         )
     rows = features.flatten(0, -2)
     gaze = for_each_row(batch["gaze"], "gaze", features.shape[:-1], (2,))
-    known = gaze.isfinite().all(dim=1)
-    return weighted_mean(head.errors(rows, gaze.nan_to_num(0, 0, 0)), known.float())
+    weights = gaze.isfinite().all(dim=1).float()
+    if spread_scale_deg is not None and "gaze_spread" in batch:
+        spread = for_each_row(batch["gaze_spread"], "gaze_spread", features.shape[:-1])
+        weights = weights * trust(spread, spread_scale_deg)
+    return weighted_mean(head.errors(rows, gaze.nan_to_num(0, 0, 0)), weights)
+
+
+def trust(spread: Tensor, scale_deg: float) -> Tensor:
+    """Return the weight (n,) of labels whose teacher's answers lie `spread` (n,) radians apart, 1 where they agree.
+
+    It is the inverse variance 1 / (scale^2 + spread^2) up to a factor: `scale_deg` is the error that a label has where
+    its teacher is sure, the floor without which one clip would outweigh all others.
+    """
+    return 1 / (1 + (spread / math.radians(scale_deg)).square())
 
 
 def gaze_angles(head: DirectHead | BinnedHead, features: Tensor) -> dict[str, Tensor]:

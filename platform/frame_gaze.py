@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.stats import spearmanr
 
 from mien.platform.predict import TRUTH
 from mien.platform.scores import angles, angular_error, columns, directions, scores
@@ -92,17 +93,20 @@ def clips_table(manifest: pa.Table, angles_rad: np.ndarray, spread: np.ndarray) 
 def agreement(clips: pa.Table, classes: Sequence[str]) -> dict[str, Any] | None:
     """Return the error of new gazes against the clips' own beside the best constant's; None where no clip has both.
 
-    `sure_error_deg` and `unsure_error_deg` are the errors of the halves with the smaller and the larger spread: alike
-    where the spread says nothing about the error.
+    `sure_error_deg` and `unsure_error_deg` are the errors of the halves with the smaller and the larger spread, alike
+    where the spread says nothing about the error; `spread_error_correlation` is Spearman's rank correlation of both.
     """
     both = clips.filter(pc.and_(pc.is_valid(clips["pitch"]), pc.is_valid(clips["pred_pitch"])))
     if not len(both):
         return None
     found = scores(both, classes, seed=0)
     errors = angular_error(columns(both, "pitch", "yaw"), columns(both, "pred_pitch", "pred_yaw"))
-    order, half = np.argsort(columns(both, "spread")[:, 0], kind="stable"), len(both) // 2
+    spread = columns(both, "spread")[:, 0]
+    order, half = np.argsort(spread, kind="stable"), len(both) // 2
     if half and not both["spread"].null_count:
         found["sure_error_deg"], found["unsure_error_deg"] = (
             float(errors[part].mean()) for part in (order[:half], order[-half:])
         )
+        varied = len(set(spread)) > 1 and len(set(errors)) > 1  # of a constant there is no rank
+        found["spread_error_correlation"] = float(spearmanr(spread, errors).statistic) if varied else 0.0
     return found

@@ -28,11 +28,17 @@ class PredictionError(ValueError):
 
 @torch.inference_mode()
 def predict(
-    task: nn.Module, batches: Iterable[Mapping[str, Any]], device: torch.device, precision: Precision = "fp32"
+    task: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    precision: Precision = "fp32",
+    last_frame: bool = False,
 ) -> pa.Table:
     """Return one row a view: row, view, and what the task predicts of probabilities, pred_pitch and pred_yaw.
 
-    Batches hold arrays or tensors; `view` is 0 where there is none. The task is left in evaluation mode.
+    Batches hold arrays or tensors; `view` is 0 where there is none. Of a task that gives each frame a gaze, that of a
+    view is their mean direction, or with `last_frame`, where clips end with the frame of their label, the last one's.
+    The task is left in evaluation mode.
     """
     plain: Any = task.eval()
     parts = []
@@ -47,7 +53,8 @@ def predict(
         if "probabilities" in answer:
             columns["probabilities"] = lists(answer["probabilities"].float().cpu().numpy())
         if "gaze" in answer:
-            columns["pred_pitch"], columns["pred_yaw"] = answer["gaze"].float().cpu().numpy().T
+            gaze = answer["frame_gaze"][:, -1] if last_frame and "frame_gaze" in answer else answer["gaze"]
+            columns["pred_pitch"], columns["pred_yaw"] = gaze.float().cpu().numpy().T
         parts.append(pa.table(columns))
     if not parts:
         raise PredictionError("there must be something to predict, but the stream held no batch")

@@ -58,6 +58,7 @@ def test_a_batch_has_the_contract_of_the_rooms(manifest: Manifest, config: ReadC
         "draw": ("int64", (5,)),
         "label": ("int64", (5,)),
         "gaze": ("float32", (5, 2)),
+        "gaze_spread": ("float32", (5,)),
         "position": ("int64", (5,)),
     }
     place = batch["row"].tolist().index(4)

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from mien.data_pipelines import annotation_files, reading
-from mien.data_pipelines.manifest import Manifest, with_gaze
+from mien.data_pipelines.gaze_labels import with_gaze
+from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.sampling import SamplingConfig, ending_indices
 from mien.data_pipelines.unreadable import DroppedTooManyError
 from mien.data_pipelines.windows import local_frames
@@ -57,7 +58,7 @@ def relabel(finetuned: Path, manifest: Path, tmp_path: Path, ray_cluster: None) 
     """Return a function that relabels with further settings, and gives the folder."""
 
     def call(*words: str, run: Path = finetuned, folder: str = "gaze") -> Path:
-        given = [f"run={run}", f"manifest={manifest}", "--output", str(tmp_path / folder)]
+        given = [f"checkpoint={run}", f"manifest={manifest}", "--output", str(tmp_path / folder)]
         relabel_gaze.main([*given, *SETTINGS, *words])
         return tmp_path / folder
 
@@ -101,7 +102,12 @@ def test_every_frame_is_labelled_and_the_clips_own_gaze_is_kept_apart(
 
     assert after.column("pitch") == known["pred_pitch"].to_pylist() and known["spread"].null_count == 0
     assert known["yaw"].to_pylist() == before.column("yaw") != after.column("yaw")
-    for name in set(before.table.column_names) - {"pitch", "yaw"}:
+    # What the teacher does not know goes with its labels, and each frame's own angles do.
+    assert after.column("gaze_spread") == known["spread"].to_pylist()
+    for name in ("pitch", "yaw", "spread"):
+        assert [value for clip in after.column(f"frame_{name}") for value in clip] == frames[name].to_pylist()
+    new = {name for name in after.table.column_names if "pitch" in name or "yaw" in name or "spread" in name}
+    for name in set(before.table.column_names) - new:
         assert before.column(name) == after.column(name)
     assert f"by {finetuned} (checkpoint step_00000006" in after.notes[-1] and before.fingerprint() in after.notes[-1]
     said = capsys.readouterr().out
@@ -221,18 +227,19 @@ def test_what_cannot_be_is_said_before_there_is_a_folder(
     finetuned: Path, world: Path, manifest: Path, run: Callable[..., Path], tmp_path: Path
 ) -> None:
     def refused(**given: Any) -> str:
-        words = {"run": finetuned, "manifest": manifest} | given
+        words = {"checkpoint": finetuned, "manifest": manifest} | given
         with pytest.raises(ValueError) as caught:
             relabel_gaze.main([*(f"{key}={value}" for key, value in words.items()), "--output", str(tmp_path / "no")])
         assert not (tmp_path / "no").exists()
         return str(caught.value)
 
-    assert f"run must be the folder of a finished fine-tuning (with a scores.json), but {world}" in refused(run=world)
+    told = "checkpoint must be the folder of a finished fine-tuning (with a scores.json)"
+    assert f"{told}, but {world}" in refused(checkpoint=world)
     assert "hop must be at most 4" in refused(hop=5)
     assert "must be a Parquet file" in refused(manifest=finetuned / "config.yaml")
     assert "schema version must be 1" in refused(manifest=finetuned / "predictions" / "val.parquet")
-    assert "learned expression without it" in refused(run=run(name="expression"))
-    with pytest.raises(ConfigError, match="run"):
+    assert "learned expression without it" in refused(checkpoint=run(name="expression"))
+    with pytest.raises(ConfigError, match="checkpoint"):
         relabel_gaze.main([f"manifest={manifest}"])
 
 
@@ -243,10 +250,10 @@ def test_a_dry_run_tells_sizes_and_needs_no_clips_of_the_run(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["manifest"] = "gone.parquet"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    relabel_gaze.main([f"run={run}", f"manifest={manifest}", "--dry-run"])
+    relabel_gaze.main(["--checkpoint", str(run), "--manifest", str(manifest), "--dry-run"])
     said = capsys.readouterr().out
     assert "42, each read once and labelled" in said and "24 clips of 4x32x32, half of them mirrored" in said
-    assert opened(RelabelConfig(run=str(run), manifest=str(manifest))).stride == 1
+    assert opened(RelabelConfig(checkpoint=str(run), manifest=str(manifest))).stride == 1
     with pytest.raises(SystemExit):
         relabel_gaze.main(["--help"])
-    assert "--csv" in (said := capsys.readouterr().out) and "run (str) = (must be given)" in said
+    assert "--csv" in (said := capsys.readouterr().out) and "checkpoint (str) = (must be given)" in said
