@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from mien.data_pipelines.annotation_files import MEANING, AnnotationError, Columns, Record, cleaned, read_records
 from mien.data_pipelines.decode import IMAGES, DecodeError, frame_files, natural
+from mien.data_pipelines.gaze_labels import with_gaze_of_frames
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
 
@@ -95,7 +96,9 @@ def read(config: AnnotationsConfig, progress: Progress | None = None) -> Manifes
             f"{root.absolute()}: set root or strip_prefix, or allow_missing to leave them out:{listed(rejected)}"
         )
     numbers = range(max((row["label"] for row in rows if row["label"] is not None), default=-1) + 1)
-    return build(rows, config.classes or tuple(map(str, numbers)), root, config.dataset, rejected, notes)
+    made = build(rows, config.classes or tuple(map(str, numbers)), root, config.dataset, rejected, notes)
+    gazed = any(row["pitch"] is not None for row in rows) and all(clip.is_frame for clip in clips)
+    return with_gaze_of_frames(made) if gazed else made
 
 
 class _Clip:

@@ -9,9 +9,10 @@ Gaze is a unit vector in the eye's frame: x left in the image, y up, z away from
 A row is a labelled frame, and its clip the files of its folder that end with it: back from file to file for at most
 `clip_frames`, as long as numbers leap by `max_gap` or less and files can be read. A gap is a leap in time: no frame is
 repeated or made up for it (the fork repeats the frame behind the gap). `max_gap=1` gives the consecutive frames of the
-fork's first reader. Unused frames, whose head a target hides or which begin or end a sequence, have no row of their
-own, but stand in the clips of later ones, as in the paper. A clip has the size of its last frame; the others are
-brought to it when they are read.
+fork's first reader. A clip also knows the gaze of its earlier frames, as far as they are labelled and in its part, for
+a model that answers for each frame (the fork's second reader). Unused frames, whose head a target hides or which begin
+or end a sequence, have no row of their own, but stand in the clips of later ones, as in the paper. A clip has the size
+of its last frame; the others are brought to it when they are read.
 
 A person's number means nothing in another recording, and the same person can have several numbers in one, so only
 recordings share nobody: `subject_is` says which of the two a subject is. The subsets of the tables are said to be
@@ -29,6 +30,7 @@ from pydantic import BaseModel, Field
 from mien.data_pipelines.annotation_files import vector_to_angles
 from mien.data_pipelines.datasets.gaze360_labels import LISTS, Labels, read_lists, read_metadata
 from mien.data_pipelines.decode import DecodeError, frame_files, frame_size, natural
+from mien.data_pipelines.gaze_labels import with_gaze_of_frames
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.probing import DatasetError, Progress, listed
 from mien.data_pipelines.threads import in_order
@@ -94,7 +96,7 @@ def read(config: Gaze360Config, progress: Progress | None = None) -> Manifest:
         )
     notes += [f"labelled frames left out, missing or unreadable: {lost}"] if lost else []
     notes += _told(seen, len(rows), config)
-    return build(rows, (), root, "gaze360", rejected, notes)
+    return with_gaze_of_frames(build(rows, (), root, "gaze360", rejected, notes))
 
 
 def _wanted(given: Labels, config: Gaze360Config, notes: list[str]) -> tuple[dict[str, Frames], list[Rejected]]:

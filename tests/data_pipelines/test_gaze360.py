@@ -125,6 +125,27 @@ def test_max_gap_says_which_frames_stay_together(root: Path, max_gap: int, expec
     assert (after[0] < 20) == (max_gap >= 10)
 
 
+def test_a_clip_knows_the_gaze_of_its_labelled_frames_and_of_none_behind_a_gap(root: Path) -> None:
+    manifest = read(root)
+    known = {
+        video: {number: round(np.degrees(yaw)) for number, yaw in zip(numbers, yaws, strict=True) if yaw is not None}
+        for (video, numbers), yaws in zip(files_of(manifest).items(), manifest.column("frame_yaw"), strict=True)
+    }
+    assert known == {
+        "rec_000/000001/000003": {3: 20},
+        "rec_000/000001/000004": {3: 20, 4: -89},
+        "rec_000/000001/000007": {3: 20, 4: -89, 7: 100},
+        "rec_000/000001/000011": {3: 20, 4: -89, 7: 100, 11: -10},
+        "rec_000/000001/000022": {22: 0},  # 4, 7 and 11 stand before a gap of 10
+        "rec_002/000001/000041": {41: 30},
+        "rec_002/000001/000059": {59: 15},
+    }
+    # So a model that answers for each frame learns no leap: the windows of training and evaluation hold one track.
+    read_frames = ReadConfig(sampling=SamplingConfig(rule="ending", frames=4), root=str(root), frame_gaze=True)
+    example = reading.read_train(manifest.row(4), 4, 0, read_frames)
+    assert np.degrees(example["gaze"][:, 1]) == pytest.approx([np.nan, np.nan, np.nan, 0], nan_ok=True)
+
+
 def test_gaze_is_pitch_and_yaw_of_the_vector(root: Path) -> None:
     manifest = read(root)
     labelled = [row for row in ROWS if row[3] != UNUSED]

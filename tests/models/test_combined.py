@@ -38,6 +38,19 @@ def test_the_loss_is_alpha_times_classes_plus_the_weighted_gaze(
     torch.testing.assert_close(out["loss"], alpha * classes + gaze_weight * gaze)
 
 
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_the_spread_weighs_gaze_and_leaves_classes_alone(
+    scale: float | None, make: Callable[..., Combined], batch: Batch
+) -> None:
+    told = batch | {"gaze_spread": torch.tensor([0.0, 0.0, 1.0, 0.1])}
+    task = make(spread_scale_deg=scale)
+    with torch.no_grad():  # a new head answers almost nothing, whatever the clip
+        task.gaze_head.weight.normal_()
+    out, plain = task(told), task(batch)
+    assert torch.equal(out["class_loss"], plain["class_loss"])
+    assert (out["gaze_loss"] != plain["gaze_loss"]).item() == (scale is not None)
+
+
 def gradients(task: Combined, batch: Batch) -> dict[str, float]:
     task.zero_grad()
     task(batch)["loss"].backward()

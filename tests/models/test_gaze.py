@@ -179,6 +179,30 @@ def test_a_frame_bears_its_own_gaze_where_it_has_one(head: DirectHead | BinnedHe
     torch.testing.assert_close(gaze_loss(head, x, {"gaze": of_frames}), expected)
 
 
+@pytest.mark.parametrize("head", [DirectHead(4, AnglesConfig()), binned()], ids=["direct", "binned"])
+def test_a_teachers_spread_weighs_its_labels_where_that_is_asked_for(head: DirectHead | BinnedHead) -> None:
+    x, spread = torch.randn(5, 4), torch.tensor([0.0, 2.0, 4.0, 0.0, 6.0]).deg2rad()
+    batch = {"gaze": CENTRES, "gaze_spread": spread}
+    errors = head.errors(x, CENTRES)
+    torch.testing.assert_close(gaze_loss(head, x, batch), errors.mean())
+    # Half at the scale, a fifth at twice, a tenth at three times of it; 0, which is measured gaze, counts whole.
+    weights = torch.tensor([1, 0.5, 0.2, 1, 0.1])
+    torch.testing.assert_close(gaze_loss(head, x, batch, 2.0), (errors * weights).sum() / weights.sum())
+    torch.testing.assert_close(gaze_loss(head, x, {"gaze": CENTRES}, 2.0), errors.mean())
+    # An unknown gaze does not count, whatever its spread; a frame bears its own spread, or its clip's.
+    unknown = CENTRES.clone()
+    unknown[0] = torch.nan
+    expected = (errors * weights)[1:].sum() / weights[1:].sum()
+    torch.testing.assert_close(gaze_loss(head, x, batch | {"gaze": unknown}, 2.0), expected)
+    frames, of_frames = x[:, None].expand(-1, 3, -1), spread[:, None].expand(-1, 3)
+    for given in (spread, of_frames):
+        torch.testing.assert_close(
+            gaze_loss(head, frames, batch | {"gaze_spread": given}, 2.0), (errors * weights).sum() / weights.sum()
+        )
+    with pytest.raises(ValueError, match=r"gaze_spread must have the shape"):
+        gaze_loss(head, x, batch | {"gaze_spread": of_frames}, 2.0)
+
+
 def test_gaze_of_another_shape_is_refused() -> None:
     head = DirectHead(4, AnglesConfig())
     for rows, gaze in (((1,), (1, 8, 2)), ((5,), (1, 2)), ((5, 8), (5, 4, 2)), ((5, 8), (5, 8)), ((5, 2), (5, 8, 2))):

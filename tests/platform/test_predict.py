@@ -131,3 +131,22 @@ def test_predictions_survive_the_disk_and_can_be_scored(tmp_path: Path) -> None:
     assert read(path) == merged
     assert [file.name for file in path.parent.iterdir()] == ["val.parquet"]
     assert scores(read(path), "ab", seed=0)["num_labelled"] == 4
+
+
+class FramesTask(TinyTask):
+    """Answers for each frame, and for the clip by their mean."""
+
+    def predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        of_frames = batch["clip"].float().mean((2, 3))[..., :2] / 255
+        return {"gaze": of_frames.mean(1), "frame_gaze": of_frames}
+
+
+def test_where_clips_end_with_the_frame_of_their_label_the_last_frame_answers() -> None:
+    given = batches([1, 0], 1)
+    means = given[0]["clip"].mean((2, 3))[..., :2] / 255
+    found = predict(FramesTask(), given, CPU)
+    assert found["pred_yaw"].to_pylist() == pytest.approx(means.mean(1)[:, 1].tolist(), abs=1e-6)
+    last = predict(FramesTask(), given, CPU, last_frame=True)
+    assert last["pred_yaw"].to_pylist() == pytest.approx(means[:, -1, 1].tolist(), abs=1e-6)
+    # A model of whole clips has one answer.
+    assert predict(TinyTask().eval(), given, CPU, last_frame=True)["pred_yaw"].null_count == 0
