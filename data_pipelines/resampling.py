@@ -62,4 +62,5 @@ def _smoothed(frame: np.ndarray, down: float, across: float) -> np.ndarray:
     shares = [min((max(step, 1) ** 2 - 1) / 12, 0.25) for step in (across, down)]
     if max(shares) < 1 / 256:  # less than a level
         return frame
-    return cv2.sepFilter2D(frame, -1, *(np.array([share, 1 - 2 * share, share], np.float32) for share in shares))
+    along_rows, along_columns = (np.array([share, 1 - 2 * share, share], np.float32) for share in shares)
+    return cv2.sepFilter2D(frame, -1, along_rows, along_columns)
