@@ -81,12 +81,8 @@ def content(row: dict[str, Any], root: str, every_frame: bool, known: dict[Path,
             seen |= _read(path, start + np.arange(begin, min(begin + FRAMES_AT_ONCE, frames)), size)[1]
     pictures, sizes = _read(path, start + moments(frames), size)
     several = len(seen | sizes) > 1
-    return Content(
-        _digest(path, start, frames, known),
-        thumbnails(pictures),
-        *(size if several else pictures.shape[1:3]),
-        several_sizes=several,
-    )
+    height, width = size if several else pictures.shape[1:3]
+    return Content(_digest(path, start, frames, known), thumbnails(pictures), height, width, several)
 
 
 def _read(path: str | Path, indices: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, set[tuple[int, ...]]]:

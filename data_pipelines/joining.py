@@ -77,16 +77,25 @@ def with_classes(manifest: Manifest, classes: Sequence[str]) -> Manifest:
             raise ManifestError(
                 f"a class has one name, but {', '.join(names)} of {where} has two for {twice[0]}; merge them"
             )
-    place = {meaning(name): index for index, name in enumerate(classes)}
-    new = [place.get(meaning(name)) for name in manifest.classes]
-    labels = manifest.column("label")
-    left_out = Counter(manifest.classes[label] for label in labels if label is not None and new[label] is None)
-    kept = [row for row, label in enumerate(labels) if label is None or new[label] is not None]
-    column = pa.array([None if labels[row] is None else new[labels[row]] for row in kept], type=pa.int64())
-    table = manifest.take(kept).table
-    table = table.set_column(SCHEMA.get_field_index("label"), SCHEMA.field("label"), column)
+    relabelled, left_out = matched(manifest, classes)
     notes = list(manifest.notes)
     if left_out:
         said = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
         notes.append(f"clips of {manifest.name} whose class the whole does not have are left out: {said}")
-    return replace(manifest, table=table, classes=tuple(classes), notes=tuple(notes))
+    both = zip(manifest.column("label"), relabelled.column("label"), strict=True)
+    kept = [row for row, (old, new) in enumerate(both) if old is None or new is not None]
+    return replace(relabelled.take(kept), notes=tuple(notes))
+
+
+def matched(manifest: Manifest, classes: Sequence[str]) -> tuple[Manifest, Counter[str]]:
+    """Return the manifest with the labels that its clips have in `classes`, matched by meaning, every clip in its line.
+
+    A clip of a class that is not among them has no label; how many of each there are comes second.
+    """
+    place = {meaning(name): index for index, name in enumerate(classes)}
+    new = [place.get(meaning(name)) for name in manifest.classes]
+    labels = manifest.column("label")
+    left_out = Counter(manifest.classes[label] for label in labels if label is not None and new[label] is None)
+    column = pa.array([None if label is None else new[label] for label in labels], type=pa.int64())
+    table = manifest.table.set_column(SCHEMA.get_field_index("label"), SCHEMA.field("label"), column)
+    return replace(manifest, table=table, classes=tuple(classes)), left_out

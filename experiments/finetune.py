@@ -177,18 +177,28 @@ def training_batches(
         yield mixing.mix(batch, config.loop.seed + step, config.data.mixing) if mix else batch
 
 
+def train_gaze(fold: Fold) -> np.ndarray | None:
+    """Return the known gaze of the training clips, (n, 2) radians: what the constant answer is made of."""
+    return scores.known_gaze(fold.manifest.table.take(fold.split.train))
+
+
 def validate(
-    task: FeatureTask, config: FinetuneConfig, fold: Fold, rows: np.ndarray, sources: Files | None, seed: int
+    task: FeatureTask,
+    config: FinetuneConfig,
+    fold: Fold,
+    rows: np.ndarray,
+    sources: Files | None,
+    seed: int,
+    gaze: np.ndarray | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Predict manifest lines and score them; return (one row a video, scores)."""
+    """Predict manifest lines and score them; return (one row a video, scores). `gaze` is that of train."""
     batches = reading.local_views(
         fold.manifest, rows, config.loop.batch_size, fold.read, threads=config.data.threads, sources=sources
     )
     last = fold.read.sampling.ends_with_label
     views = predict.predict(task, batches, device_here(), config.loop.precision, last_frame=last)
     videos = predict.merge(views, fold.manifest.table, rows)
-    known = scores.known_gaze(fold.manifest.table.take(fold.split.train))
-    found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=known)
+    found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=gaze)
     about = {"num_train_clips": len(fold.split.train), "fingerprint": fold.manifest.fingerprint()}
     return videos, found | about | {"protocol": fold.split.protocol}
 
@@ -223,7 +233,8 @@ def finetune(
             label=output.name,
             interrupt=interrupt,
         )
-        videos, found = validate(task, config, fold, fold.split.val, sources, config.loop.seed)
+        seed, gaze = config.loop.seed, train_gaze(fold)
+        videos, found = validate(task, config, fold, fold.split.val, sources, seed, gaze)
         predict.write(videos, output / "predictions" / "val.parquet")
         numbers = {name: found[name] for name in scores.NAMES if name in found}
         run.log({"step": config.loop.total_steps(len(fold.split.train)), **numbers}, split="val")
@@ -246,13 +257,18 @@ def load_task(folder: Path) -> tuple[FinetuneConfig, FeatureTask, dict[str, Any]
 def load_run(folder: Path) -> tuple[FinetuneConfig, Fold, FeatureTask]:
     """Return the config, the clips and the trained task of a finished run folder."""
     config, task, about = load_task(folder)
+    return config, own_clips(folder, config, about), task
+
+
+def own_clips(folder: Path, config: FinetuneConfig, about: dict[str, Any]) -> Fold:
+    """Return the clips of a finished run, of which its checkpoint says `about`; ConfigError where they have changed."""
     fold = open_fold(config)
     if list(fold.manifest.classes) != about["classes"] or fold.manifest.fingerprint() != about["fingerprint"]:
         raise ConfigError(
             f"{folder} was trained on a manifest with fingerprint {about['fingerprint']}, but {config.data.manifest} "
             f"has {fold.manifest.fingerprint()} now; folds may hold other clips: prepare it as it was, or train anew"
         )
-    return config, fold, task
+    return fold
 
 
 def run_sizes(config: FinetuneConfig, fold: Fold) -> dict[str, str]:

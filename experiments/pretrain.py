@@ -7,6 +7,7 @@ The same command in the same folder goes on from the newest checkpoint, in the m
 weights of a run that never stopped. `reconstructions/` in the run folder shows what the model paints, as it learns.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mien.data_pipelines import clips, reading
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.clips import StreamConfig
 from mien.data_pipelines.decode import DecodeError
+from mien.data_pipelines.fingerprint import Fingerprint, fingerprint, measured_faces
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
@@ -31,6 +33,7 @@ from mien.platform.optim import OptimConfig
 from mien.platform.progress import table
 from mien.platform.run import Run, interruptible
 from mien.platform.sizes import sizes
+from mien.platform.storage import write_whole
 from mien.platform.trainer import TrainerConfig
 from mien.platform.training import check_schedule, run_training
 
@@ -65,6 +68,12 @@ def open_data(config: PretrainConfig) -> tuple[Manifest, ReadConfig]:
         config.data.sampling, config.data.augment, frames=tubes.frames, size=tubes.size, root=manifest.root
     )
     return manifest, read
+
+
+def inputs(config: PretrainConfig, manifest: Manifest, read: ReadConfig) -> dict[str, Fingerprint]:
+    """Return the fingerprint of what is trained on, as the run folder and the checkpoints keep it."""
+    faces = measured_faces(manifest, config.data.manifest)
+    return {"trained_on": fingerprint(manifest, read=read, parts={"train": len(manifest)}, faces=faces)}
 
 
 def worker(settings: dict[str, Any]) -> None:
@@ -107,7 +116,11 @@ def worker(settings: dict[str, Any]) -> None:
             config.loop,
             run,
             num_clips=len(manifest),
-            about={"task": plain(config.task), "fingerprint": manifest.fingerprint()},
+            about={
+                "task": plain(config.task),
+                "fingerprint": manifest.fingerprint(),
+                "inputs": inputs(config, manifest, read),
+            },
             rank=here.rank,
             world=here.world,
             commit=commit,
@@ -147,10 +160,11 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     """Pretrain in a run folder on the cluster that the config names; a finished folder is left as it is."""
     output = output.absolute()
     # What is wrong is said before there is a folder, which belongs to one config.
-    manifest, _ = open_data(config)
+    manifest, read = open_data(config)
     check_schedule(config.optim, config.loop, len(manifest))
     clips.Share.of(0, config.trainer.workers, config.loop.seed, config.loop.batch_size)
     Run.start(output, plain(config), seed=config.loop.seed).close()
+    write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
     total = config.loop.total_steps(len(manifest))
     newest = checkpoint.newest(output / "checkpoints")
     if newest is not None and checkpoint.number(newest) >= total:
