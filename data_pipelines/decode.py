@@ -205,9 +205,9 @@ def _read_encoded(source: Encoded, wanted: np.ndarray, size: tuple[int, int] | N
 
 def _pictures(path: str, files: Iterable[tuple[str, Bytes]], size: tuple[int, int] | None = None) -> np.ndarray:
     """Return images, each a name and its bytes, as one array; they must share one size, or are given `size`."""
-    frames: list[np.ndarray] = []
-    first = ""
-    for name, content in files:
+    files = list(files)
+    frames = None
+    for place, (name, content) in enumerate(files):
         if not len(content):
             raise DecodeError(path, f"{name} is empty (0 bytes)")
         frame = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -216,9 +216,13 @@ def _pictures(path: str, files: Iterable[tuple[str, Bytes]], size: tuple[int, in
         if size is not None and frame.shape[:2] != size:
             shrinks = frame.shape[0] * frame.shape[1] > size[0] * size[1]
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if frames and frame.shape != frames[0].shape:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames[0].shape, frame.shape)]
-            raise DecodeError(path, f"frames must be of one size, but {first} is {sizes[0]} and {name} is {sizes[1]}")
-        first = first or name
-        frames.append(frame)
-    return np.stack(frames)
+        if frames is None:
+            frames = np.empty((len(files), *frame.shape), np.uint8)
+        elif frame.shape != frames.shape[1:]:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], frame.shape)]
+            raise DecodeError(
+                path, f"frames must be of one size, but {files[0][0]} is {sizes[0]} and {name} is {sizes[1]}"
+            )
+        frames[place] = frame  # while it is in the cache: stacking all in the end took a tenth of the time
+    assert frames is not None, "no files"
+    return frames

@@ -18,7 +18,8 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ MAX_CLIP_BYTES = 2**30  # a Parquet value must be under 2 GiB, and a clip is rea
 _SCHEMA = pa.schema([pa.field("video", pa.string(), nullable=False), pa.field("clip", pa.binary(), nullable=False)])
 _PLACE = re.compile(r"(.+\.parquet)#(\d+)\+(\d+)", re.DOTALL)
 _CRC_LETTERS = 8
+_HEAD_BYTES = 2**15  # read at once, to find the line about the clip: that of 1,000 images is 20 KiB
+_Read = Callable[[int, int], bytes]  # the bytes of a clip from the first to the last
 
 
 class Record(NamedTuple):
@@ -66,30 +69,44 @@ def to_bytes(record: Record) -> bytes:
 def fetch(path: str | Path, wanted: Iterable[int] | None = None) -> Record:
     """Return the clip that `path` names; raises DecodeError.
 
-    Of images, only those `wanted` are checked against their checksums, if that is given: in a long clip of which a few
-    frames are read, checking the others would take as long as decoding the few.
+    Of images on a disk, only those `wanted` are read, if that is given, and the others are empty: in a long clip of
+    which a few frames are decoded, reading and checking the rest would take a good part of the time. An object store
+    is asked once, for all.
     """
     found = _PLACE.fullmatch(str(path))
     assert found, f"{path} names no clip in a shard"
     shard, offset, length = found[1], int(found[2]), int(found[3])
     try:
-        content = _range(shard, offset, length)
+        with _opened(shard, offset, length) as (there, read):
+            if there < length:
+                raise DecodeError(
+                    path, f"the shard is truncated: {length - there} of the clip's {length} bytes are missing"
+                )
+            return _record(path, length, read, wanted)
     except OSError as error:
         told = error.strerror or error or type(error).__name__
         raise DecodeError(path, f"the shard cannot be read: {told}") from error
-    if missing := length - len(content):
-        raise DecodeError(path, f"the shard is truncated: {missing} of the clip's {length} bytes are missing")
-    begin = content.find(b"\n") + 1
-    if content[:_CRC_LETTERS] != b"%08x" % zlib.crc32(content[_CRC_LETTERS:begin]):
+
+
+def _record(path: str | Path, length: int, read: _Read, wanted: Iterable[int] | None) -> Record:
+    line = read(0, min(length, _HEAD_BYTES))
+    if b"\n" not in line:
+        line = read(0, length)
+    begin = line.find(b"\n") + 1
+    if line[:_CRC_LETTERS] != b"%08x" % zlib.crc32(line[_CRC_LETTERS:begin]):
         raise _damaged(path, "its header")
-    about = json.loads(content[_CRC_LETTERS:begin])
-    data, ends = np.frombuffer(content, np.uint8)[begin:], about["ends"]
-    parts = tuple(data[first:last] for first, last in pairwise([0, *ends]))
-    every = range(len(parts))
-    for number in every if wanted is None or not about["images"] else wanted:
-        if number in every and zlib.crc32(parts[number].data) != about["crcs"][number]:
+    about = json.loads(line[_CRC_LETTERS:begin])
+    places = list(pairwise([0, *about["ends"]]))
+    every = range(len(places))
+    chosen = set(every if wanted is None or not about["images"] else wanted).intersection(every)
+    content = read(begin, length) if len(chosen) == len(places) else None
+    parts: list[bytes | memoryview] = [b""] * len(places)
+    for number in sorted(chosen):
+        first, last = places[number]
+        parts[number] = read(begin + first, begin + last) if content is None else memoryview(content)[first:last]
+        if zlib.crc32(parts[number]) != about["crcs"][number]:
             raise _damaged(path, f"file {number} of {len(parts)}, counted from 0,")
-    return Record(about["name"], about["images"], parts)
+    return Record(about["name"], about["images"], tuple(np.frombuffer(part, np.uint8) for part in parts))
 
 
 def _damaged(path: str | Path, what: str) -> DecodeError:
@@ -117,11 +134,14 @@ def write(path: Path, clips: Sequence[tuple[str, bytes]]) -> list[int]:
     return offsets
 
 
-def _range(shard: str, offset: int, length: int) -> bytes:
-    """Return up to `length` bytes of a file or URL from `offset` on."""
+@contextmanager
+def _opened(shard: str, offset: int, length: int) -> Iterator[tuple[int, _Read]]:
+    """Yield how many of the `length` bytes from `offset` on a file or URL has, and how to read some of them."""
     if "://" in shard:
         filesystem, name = url_to_fs(shard)
-        return filesystem.cat_file(name, start=offset, end=offset + length)
-    with open(shard, "rb") as file:
-        file.seek(offset)
-        return file.read(length)
+        content = filesystem.cat_file(name, start=offset, end=offset + length)
+        yield len(content), lambda first, last: content[first:last]
+        return
+    with open(shard, "rb", buffering=0) as file:
+        there = min(length, max(os.fstat(file.fileno()).st_size - offset, 0))
+        yield there, lambda first, last: os.pread(file.fileno(), last - first, offset + first)
