@@ -20,9 +20,9 @@ import numpy as np
 
 from mien.data_pipelines import decode
 from mien.data_pipelines.decode import IMAGES, DecodeError
+from mien.data_pipelines.video_files import CONTAINERS, MAX_PIXELS
 
 GAP_SECONDS = 1.0  # without a frame, from which on it is a jump and is not filled with repeats
-MAX_PIXELS = 2**26  # of a frame, 8192x8192: more is a damaged header
 UNKNOWN_RATE = 25.0  # frames/s, of frame folders and of videos that do not say theirs
 THUMBNAIL = (64, 36)  # width and height, pixels
 
@@ -138,7 +138,7 @@ class Footage:
         try:
             if not self.path.stat().st_size:
                 raise DecodeError(self.path, "is empty (0 bytes)")
-            container = av.open(str(self.path), metadata_errors="replace")
+            container = av.open(f"file:{self.path}", container_options=CONTAINERS, metadata_errors="replace")
         except av.FFmpegError as error:
             raise DecodeError(self.path, f"cannot be opened as a video: {error.strerror}") from error
         except OSError as error:

@@ -1,6 +1,6 @@
 """Work done side by side, its results in the order of the items.
 
-OpenCV, decord and PyAV let other Python threads run while they decode, so threads are all that reading needs.
+OpenCV and PyAV let other Python threads run while they decode, so threads are all that reading needs.
 """
 
 from collections import deque

@@ -12,7 +12,7 @@ from mien.data_pipelines.decode import DecodeError, frame_size, load, pack, prob
 
 Make = Callable[..., Path]
 Which = Callable[[np.ndarray], list[int]]
-SUFFIXES = [".mp4", ".avi", ".mkv", ".ts"]  # mp4 by decord, the others by PyAV
+SUFFIXES = [".mp4", ".avi", ".mkv", ".ts"]  # mp4 from its keyframes on, the others in order
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
