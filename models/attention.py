@@ -141,7 +141,8 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 def initialise(module: nn.Module, scheme: Literal["normal", "xavier"]) -> None:
     """Draw every linear layer anew; biases become 0. Convolutions and norms keep what PyTorch gave them.
 
-    A joint block's query, key and value weights count as one matrix under Xavier's rule, as they were published.
+    A joint block's query, key and value weights count as one matrix under Xavier's rule, as they were published. A part
+    with layers that are drawn otherwise has a method `redraw`, which is called after all that.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -157,3 +158,6 @@ def initialise(module: nn.Module, scheme: Literal["normal", "xavier"]) -> None:
             bound = math.sqrt(6 / (width + 3 * width))
             nn.init.uniform_(part.attn.q.weight, -bound, bound)
             nn.init.uniform_(part.attn.kv.weight, -bound, bound)
+        redraw = getattr(part, "redraw", None)
+        if redraw is not None:
+            redraw()

@@ -18,11 +18,14 @@ from torch.nn import functional as F
 
 from mien.models.attention import Norm
 from mien.models.lgi_former import LgiFormer, LgiFormerConfig
+from mien.models.mamba import NORM_EPS, Mamba, MambaConfig
 from mien.models.patches import TubeEmbedding, TubesConfig, check_clip, gather, position_table, standardise, to_tubes
 from mien.models.vit import Vit, VitConfig
 
-EncoderConfig = Annotated[LgiFormerConfig | VitConfig, Field(discriminator="name")]
-ENCODERS: dict[str, Any] = {"lgi_former": LgiFormer, "vit": Vit}
+EncoderConfig = Annotated[LgiFormerConfig | VitConfig | MambaConfig, Field(discriminator="name")]
+ENCODERS: dict[str, Any] = {"lgi_former": LgiFormer, "vit": Vit, "mamba": Mamba}
+LEARNED_TOKENS = ("region_tokens", "mask_token", "cls_token", "pos_embed", "temporal_pos_embedding")
+RATES = ("A_log", "A_b_log")  # of a state-space mixer: how fast it forgets, as logarithms
 
 
 class BackboneConfig(BaseModel, frozen=True, extra="forbid"):
@@ -41,9 +44,21 @@ class BackboneConfig(BaseModel, frozen=True, extra="forbid"):
         """Tubes of a region along time, height and width; None where the encoder has no regions."""
         return self.encoder.region if self.encoder.name == "lgi_former" else None
 
+    @property
+    def fixed_positions(self) -> bool:
+        """Whether the fixed table is added; else the encoder has learned positions of its own."""
+        return self.encoder.name != "mamba" or self.encoder.positions == "table"
+
+    @property
+    def summaries(self) -> str | None:
+        """What an encoder gives beside its patches, as the pool is called that reads it; None for nothing."""
+        if self.encoder.name == "mamba":
+            return "cls" if self.encoder.cls else None
+        return "region" if self.region else None
+
 
 class Tokens(NamedTuple):
-    """What a backbone makes of a clip: patch tokens (b, n, d) in the order given; messengers (b, r, d) or None."""
+    """What a backbone makes of a clip: patches (b, n, d) as given; messengers (b, r, d), a class token or None."""
 
     patches: Tensor
     messengers: Tensor | None
@@ -53,7 +68,7 @@ class Backbone(nn.Module):
     """Tube embedding, fixed positions and an encoder."""
 
     positions: Tensor
-    encoder: LgiFormer | Vit
+    encoder: LgiFormer | Vit | Mamba
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -70,9 +85,15 @@ class Backbone(nn.Module):
 
     def encode(self, tubes: Tensor, keep: Tensor | None = None) -> Tokens:
         """Encode standardised tubes (b, k, tube_pixels) standing at `keep` (b, k), or at all positions."""
-        positions = self.positions if keep is None else self.positions[keep]
         x = self.embed(tubes)
-        return Tokens(*self.encoder.encode(x + positions.to(x.dtype), keep))
+        if self.config.fixed_positions:
+            x = x + (self.positions if keep is None else self.positions[keep]).to(x.dtype)
+        return Tokens(*self.encoder.encode(x, keep))
+
+
+def final_norm(encoder: EncoderConfig) -> nn.Module:
+    """Return the norm that follows an encoder's blocks."""
+    return nn.RMSNorm(encoder.width, eps=NORM_EPS) if encoder.name == "mamba" else Norm(encoder.width)
 
 
 class Task(nn.Module):
@@ -90,22 +111,25 @@ class Task(nn.Module):
     def parameter_layers(self) -> dict[str, int]:
         """Return the layer of each parameter, for rates that rise with it.
 
-        As published, the mask token counts with the embedding, but the regions' tokens, which the first block takes
-        in, with all that comes after the blocks.
+        As published, the mask token, the class token and positions count with the embedding, but the regions' tokens,
+        which the first block takes in, with all that comes after the blocks.
         """
+        encoder = self.backbone.config.encoder
+        late = encoder.name == "mamba" and encoder.published_layers
+        early = ["mask_token", "cls_token", "pos_embed"] + ([] if late else ["temporal_pos_embedding"])
         layers = {}
         for name, _ in self.named_parameters():
-            block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
-            first = name.startswith("backbone.embed.") or name == "mask_token"
+            block = None if late else re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
+            first = name.startswith("backbone.embed.") or name.removeprefix("backbone.encoder.") in early
             layers[name] = int(block[1]) + 1 if block else 0 if first else self.num_layers + 1
         return layers
 
     def undecayed(self) -> set[str]:
-        """Return the parameters exempt from weight decay: vectors (biases, norms) and learned tokens."""
+        """Return the parameters exempt from weight decay: vectors (biases, norms), learned tokens and rates."""
         return {
             name
             for name, parameter in self.named_parameters()
-            if parameter.ndim == 1 or name.endswith(("region_tokens", "mask_token"))
+            if parameter.ndim == 1 or name.rpartition(".")[2] in LEARNED_TOKENS + RATES
         }
 
 
@@ -113,17 +137,19 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """The backbone and how its tokens become one feature vector."""
 
     backbone: BackboneConfig = Field(BackboneConfig(), description="the encoder of the clip")
-    pool: Literal["region", "patch", "all"] = Field(
-        "region", description="tokens averaged: the regions' messengers, the patches, or both"
+    pool: Literal["region", "cls", "patch", "all"] = Field(
+        "region", description="tokens averaged: the regions' messengers, the class token, the patches, or all there are"
     )
     per_frame: bool = Field(False, description="one output for each frame: patches averaged over space only")
 
     @model_validator(mode="after")
     def _tokens_exist(self) -> "FeaturesConfig":
-        if self.pool != "patch" and self.backbone.encoder.name != "lgi_former":
+        there = self.backbone.summaries
+        if self.pool != "patch" and self.pool not in (there, "all" if there else None):
+            needed = "a class token" if self.pool == "cls" else "regions"
             raise ValueError(
-                f"pool {self.pool!r} needs an encoder with regions, but {self.backbone.encoder.name!r} has none; "
-                "set pool to 'patch'"
+                f"pool {self.pool!r} needs an encoder with {needed}, but {self.backbone.encoder.name!r} has none; "
+                f"set pool to 'patch'{f' or {there!r}' if there else ''}"
             )
         if self.per_frame and self.pool != "patch":
             raise ValueError(f"per_frame needs pool 'patch', but got {self.pool!r}: regions and messengers span frames")
@@ -138,7 +164,7 @@ class FeatureTask(Task):
         self.pool = config.pool
         self.per_frame = config.per_frame
         self.width = config.backbone.encoder.width
-        self.fc_norm = Norm(self.width)
+        self.fc_norm = final_norm(config.backbone.encoder)
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the features (b, d) of batch["clip"] (b, t, h, w, c) in 0..255; (b, t, d) with per_frame."""
@@ -151,7 +177,7 @@ class FeatureTask(Task):
             return self.fc_norm(stretched.transpose(1, 2))
         if self.pool == "patch":
             return self.fc_norm(patches.mean(dim=1))
-        if self.pool == "region":
+        if self.pool in ("region", "cls"):
             return self.fc_norm(messengers.mean(dim=1))
         return self.fc_norm(torch.cat([messengers, patches], dim=1).mean(dim=1))
 
@@ -242,7 +268,7 @@ def load_backbone(task: FeatureTask, state: Mapping[str, Tensor], norm: Literal[
     if norm == "pretrained":
         if "norm.weight" not in state:
             raise ValueError("the final norm comes from an autoencoder, but these weights have none; take a new norm")
-        taken |= {name.replace("norm.", "fc_norm.", 1): state[name] for name in ("norm.weight", "norm.bias")}
+        taken |= {name.replace("norm.", "fc_norm.", 1): state[name] for name in state if name.startswith("norm.")}
     left = {
         name: "belongs to the task it was trained for"
         for name in state

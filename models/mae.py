@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from mien.models.attention import INIT_STD, Block, Norm, drop_path_rates, initialise
-from mien.models.backbone import BackboneConfig, Task, evaluating
+from mien.models.backbone import BackboneConfig, Task, evaluating, final_norm
 from mien.models.lgi_former import LgiFormer
 from mien.models.masking import MaskConfig, complement, draw_keep, window_of
 from mien.models.patches import (
@@ -118,7 +118,7 @@ class MaskedAutoencoder(Task):
         super().__init__(config.backbone)
         self.config = config
         tubes = config.backbone.tubes
-        self.norm = Norm(config.backbone.encoder.width)
+        self.norm = final_norm(config.backbone.encoder)
         self.encoder_to_decoder = nn.Linear(config.backbone.encoder.width, config.decoder.width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder.width))
         self.decoder = Decoder(config.decoder, tubes.tube_pixels)

@@ -34,8 +34,8 @@ def selective_scan(
 
     delta is (b, d, l), A real (d, n), B and C (d, n), (b, n, l) or (b, g, n, l) where g groups share the d channels in
     their order, D (d), z (b, d, l), delta_bias (d), which is added to delta before softplus. States are float32,
-    or float64 for float64, whatever autocast says. No gradient flows through the last state. A fixed B or C (d, n) is handled as
-    d groups and takes more time and memory. Raises ValueError for other shapes.
+    or float64 for float64, whatever autocast says. No gradient flows through the last state. A fixed B or C (d, n) is
+    handled as d groups and takes more time and memory. Raises ValueError for other shapes.
     """
     check(u, delta, A, B, C, D, z, delta_bias)
     kernel = fused() if u.is_cuda and u.dtype != torch.float64 else None

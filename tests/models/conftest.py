@@ -17,6 +17,7 @@ TUBES = {"frames": 8, "size": 32, "patch": 8, "tubelet": 2}  # a grid of 4 x 4 x
 SMALL: dict[str, dict[str, Any]] = {
     "lgi_former": {"name": "lgi_former", "width": 32, "depth": 2, "heads": 2, "region": (2, 2, 4)},
     "vit": {"name": "vit", "width": 32, "depth": 2, "heads": 2},
+    "mamba": {"name": "mamba", "width": 32, "depth": 2},
 }
 
 

@@ -118,8 +118,9 @@ def test_layers_go_from_the_embedding_over_the_blocks_to_the_rest(make: Callable
     layers = task.parameter_layers()
     assert layers.keys() == dict(task.named_parameters()).keys()
     assert task.num_layers == 2
+    early = ("mask_token", "cls_token", "pos_embed", "temporal_pos_embedding")
     for name, layer in layers.items():
-        if name.startswith("backbone.embed.") or name == "mask_token":
+        if name.startswith("backbone.embed.") or name.rpartition(".")[2] in early:
             assert layer == 0
         elif name.startswith("backbone.encoder.blocks."):
             assert layer == int(name.split(".")[3]) + 1
@@ -127,11 +128,12 @@ def test_layers_go_from_the_embedding_over_the_blocks_to_the_rest(make: Callable
             assert layer == 3
 
 
-def test_vectors_and_learned_tokens_are_not_decayed(make: Callable[..., Task]) -> None:
+def test_vectors_learned_tokens_positions_and_rates_are_not_decayed(make: Callable[..., Task]) -> None:
     task = make()
     undecayed = task.undecayed()
+    exempt = ("token", "tokens", "pos_embed", "temporal_pos_embedding", "A_log", "A_b_log")
     for name, parameter in task.named_parameters():
-        assert (name in undecayed) == (parameter.ndim == 1 or name.endswith("token") or name.endswith("tokens"))
+        assert (name in undecayed) == (parameter.ndim == 1 or name.endswith(exempt))
 
 
 def test_the_same_seed_makes_the_same_weights(make: Callable[..., Task]) -> None:
