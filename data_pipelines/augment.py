@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines.randaugment import FILL, RandAugmentConfig, draw_operations, looks_around, motion, recolour
-from mien.data_pipelines.resampling import resize, warp
+from mien.data_pipelines.randaugment import FILL, RandAugmentConfig, draw_operations, looks_around, motion, recolouring
+from mien.data_pipelines.resampling import Step, each_frame, resize, resizing, warping
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1; the models standardise with them
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -85,18 +85,15 @@ def augment(
         gaze = np.full_like(gaze, np.nan)
     if config.kind == "pretrain":
         return _multi_scale_crop(clip, rng, config, size), gaze
-    clip = _recoloured_crop(clip, rng, config, size)
-    if rng.random() < config.flip:
-        clip, gaze = flip(clip, gaze)
+    clip, flipped = _recoloured_crop(clip, rng, config, size)
     if rng.random() < config.erase:
-        clip = _erase(clip, rng, config)
-    return clip, gaze
+        _erase(clip, rng, config)
+    return clip, mirrored_gaze(gaze) if flipped else gaze
 
 
-def flip(clip: np.ndarray, gaze: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return clip and gaze as a mirror shows them: left and right change places, yaw its sign."""
-    mirrored = cv2.flip(clip.reshape(-1, *clip.shape[2:]), 1).reshape(clip.shape)
-    return mirrored, gaze * np.array([1, -1], gaze.dtype)
+def mirrored_gaze(gaze: np.ndarray) -> np.ndarray:
+    """Return `(..., 2)` pitch and yaw as a mirror shows them: yaw changes its sign."""
+    return gaze * np.array([1, -1], gaze.dtype)
 
 
 def _upper_middle(clip: np.ndarray, size: int) -> np.ndarray:
@@ -125,22 +122,35 @@ def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: Augmen
     return resize(clip[:, top : top + crop_height, left : left + crop_width], size)
 
 
-def _recoloured_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
-    """Return RandAugment's operations and a random box, stretched; each clip resampled once, or twice at most."""
+def _recoloured_crop(
+    clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int
+) -> tuple[np.ndarray, bool]:
+    """Return RandAugment's operations, a random box, stretched, and a flip; and whether it was flipped."""
     drawn = draw_operations(rng, config.randaugment)
     left, top, right, bottom = _crop_box(rng, config, size)
-    whole_first = looks_around(drawn)
-    if whole_first:
-        clip = recolour(resize(clip, size), drawn)
-    moves = motion(drawn)
+    flipped = rng.random() < config.flip
+    height, width = clip.shape[1:3]
+    steps: list[Step] = []
+    colours, moves = recolouring(drawn), motion(drawn)
+    if looks_around(drawn):  # at the whole picture, as large as published
+        steps += [resizing(height, width, size), *colours]
+        height = width = size
     if moves is None:
-        height, width = clip.shape[1:3]
         rows, columns = (slice(round(a * n), round(b * n)) for a, b, n in ((top, bottom, height), (left, right, width)))
-        clip = resize(clip[:, rows, columns], size)
+        steps.append(lambda frame: frame[rows, columns])
+        steps.append(resizing(rows.stop - rows.start, columns.stop - columns.start, size))
     else:
         crop = np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]])
-        clip = warp(clip, moves @ crop, size, FILL)
-    return clip if whole_first else recolour(clip, drawn)
+        steps.append(warping(height, width, moves @ crop, size, FILL))
+    if not looks_around(drawn):
+        steps += colours
+    if flipped:
+        steps.append(_mirrored)
+    return each_frame(clip, steps, size), flipped
+
+
+def _mirrored(frame: np.ndarray) -> np.ndarray:
+    return cv2.flip(frame, 1)
 
 
 def _crop_box(rng: np.random.Generator, config: AugmentConfig, size: int) -> tuple[float, float, float, float]:
@@ -154,8 +164,8 @@ def _crop_box(rng: np.random.Generator, config: AugmentConfig, size: int) -> tup
     return 0.0, 0.0, 1.0, 1.0  # no box fitted: the largest one in the middle of a square is all of it
 
 
-def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Fill one box, the same in all frames, with fresh noise that is standard normal after standardising."""
+def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> None:
+    """Fill one box of `clip`, the same in all frames, with fresh noise that is standard normal after standardising."""
     height, width = clip.shape[1:3]
     for _ in range(10):
         area, aspect = _box(rng, config.erase_area_min, config.erase_area_max, config.erase_aspect)
@@ -163,10 +173,8 @@ def _erase(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig) ->
         if 0 < w < width and 0 < h < height:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
             ranks = np.frombuffer(rng.bytes(len(clip) * h * w * 3), np.uint8).reshape(-1, w, 3)
-            erased = clip.copy()
-            erased[:, top : top + h, left : left + w] = cv2.LUT(ranks, _NOISE).reshape(-1, h, w, 3)
-            return erased
-    return clip
+            clip[:, top : top + h, left : left + w] = cv2.LUT(ranks, _NOISE).reshape(-1, h, w, 3)
+            return
 
 
 def _box(rng: np.random.Generator, area_min: float, area_max: float, aspect: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ The operations and their magnitudes are those of `rand-m7-n4-mstd0.5-inc1` of th
 RandAugment, Cubuk et al. 2020), where a larger magnitude is always the stronger change; each agrees with Pillow's
 operation of that name up to rounding. At magnitude 7, posterize leaves 2 bits.
 
-Operations are drawn here and done in two parts: those on colours by `recolour`, in the order drawn, with tables that
+Operations are drawn here and done in two parts: those on colours by `recolouring`, in the order drawn, with tables that
 follow one another as one; those that move the picture by one matrix, `motion`, which `augment` joins with the crop.
 Published, each is done for itself in the order drawn, with a bicubic step each: fill that one operation brought in is
 then coloured by the next, and a picture that is moved away and back has lost its edge.
@@ -12,10 +12,13 @@ then coloured by the next, and a picture that is moved away and back has lost it
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
 from pydantic import BaseModel, Field
+
+from mien.data_pipelines.resampling import Step
 
 FILL = 128  # grey of what comes in from outside the picture
 
@@ -45,17 +48,19 @@ def draw_operations(rng: np.random.Generator, config: RandAugmentConfig) -> list
     return drawn
 
 
-def recolour(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
-    """Return `(t, h, w, 3)` uint8 after the drawn operations on colours; the clip itself where there are none."""
-    table = None  # what the operations since the last change of the clip make of each level
+def recolouring(drawn: list[Drawn]) -> list[Step]:
+    """Return the drawn operations on colours, for frames uint8 `(h, w, 3)`."""
+    steps: list[Step] = []
+    table = None  # what the operations since the last other step make of each level
     for name, magnitude, sign in drawn:
         if name in TABLES:
             levels = _levels(TABLES[name](magnitude, sign))
             table = levels if table is None else levels[table]
         elif name in PICTURES:
-            clip = PICTURES[name](clip if table is None else _look_up(clip, table), magnitude, sign)
+            steps += [] if table is None else [partial(_look_up, table)]
+            steps.append(partial(PICTURES[name], 1 + sign * 0.09 * magnitude))
             table = None
-    return clip if table is None else _look_up(clip, table)
+    return steps if table is None else [*steps, partial(_look_up, table)]
 
 
 def motion(drawn: list[Drawn]) -> np.ndarray | None:
@@ -81,9 +86,8 @@ def _levels(values: np.ndarray) -> np.ndarray:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _look_up(clip: np.ndarray, table: np.ndarray) -> np.ndarray:
-    flat = clip.reshape(-1, *clip.shape[-2:])
-    return cv2.LUT(flat, table.reshape(256, 1, -1)).reshape(clip.shape)
+def _look_up(table: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    return cv2.LUT(frame, table.reshape(256, 1, -1))
 
 
 def _posterize(magnitude: float, sign: float) -> np.ndarray:
@@ -100,13 +104,8 @@ def _solarize_add(magnitude: float, sign: float) -> np.ndarray:
     return np.where(_LEVELS < 128, _LEVELS + int(11 * magnitude), _LEVELS)
 
 
-def _factor(magnitude: float, sign: float) -> float:
-    """Return the weight of the picture against its plain form; 1 is no change."""
-    return 1 + sign * 0.09 * magnitude
-
-
-def _auto_contrast(clip: np.ndarray, magnitude: float, sign: float) -> np.ndarray:
-    return np.stack([_look_up(frame, _levels(_stretched(frame))) for frame in clip])
+def _auto_contrast(factor: float, frame: np.ndarray) -> np.ndarray:
+    return _look_up(_levels(_stretched(frame)), frame)
 
 
 def _counts(frame: np.ndarray) -> np.ndarray:
@@ -123,8 +122,8 @@ def _stretched(frame: np.ndarray) -> np.ndarray:
     return np.where(high > low, (_LEVELS[:, None] - low) * scale, _LEVELS[:, None])
 
 
-def _equalize(clip: np.ndarray, magnitude: float, sign: float) -> np.ndarray:
-    return np.stack([_look_up(frame, _levels(_equalized(frame))) for frame in clip])
+def _equalize(factor: float, frame: np.ndarray) -> np.ndarray:
+    return _look_up(_levels(_equalized(frame)), frame)
 
 
 def _equalized(frame: np.ndarray) -> np.ndarray:
@@ -136,30 +135,24 @@ def _equalized(frame: np.ndarray) -> np.ndarray:
     return np.stack(tables, axis=-1)
 
 
-def _contrast(clip: np.ndarray, magnitude: float, sign: float) -> np.ndarray:
-    factor = _factor(magnitude, sign)
-    means = [int(cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0] + 0.5) for frame in clip]
-    tables = [_levels(mean + factor * (_LEVELS - mean)) for mean in means]
-    return np.stack([_look_up(frame, table) for frame, table in zip(clip, tables, strict=True)])
+def _contrast(factor: float, frame: np.ndarray) -> np.ndarray:
+    mean = int(cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    return _look_up(_levels(mean + factor * (_LEVELS - mean)), frame)
 
 
-def _color(clip: np.ndarray, magnitude: float, sign: float) -> np.ndarray:
-    factor = _factor(magnitude, sign)
-    grey = np.tile([0.299, 0.587, 0.114], (3, 1))
-    flat = cv2.transform(clip.reshape(-1, *clip.shape[2:]), factor * np.eye(3) + (1 - factor) * grey)
-    return flat.reshape(clip.shape)
+def _color(factor: float, frame: np.ndarray) -> np.ndarray:
+    grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(frame, factor, grey, 1 - factor, 0)
 
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 _SAME = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 
 
-def _sharpness(clip: np.ndarray, magnitude: float, sign: float) -> np.ndarray:
-    factor = _factor(magnitude, sign)
-    kernel = factor * _SAME + (1 - factor) * _SMOOTH
-    sharpened = clip.copy()  # the outermost pixels stay as they are
-    for frame, out in zip(clip, sharpened, strict=True):
-        out[1:-1, 1:-1] = cv2.filter2D(frame, -1, kernel)[1:-1, 1:-1]
+def _sharpness(factor: float, frame: np.ndarray) -> np.ndarray:
+    sharpened = cv2.filter2D(frame, -1, factor * _SAME + (1 - factor) * _SMOOTH)
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # the outermost pixels stay as they are
+        sharpened[edge] = frame[edge]
     return sharpened
 
 
@@ -179,9 +172,9 @@ TABLES: dict[str, Callable[[float, float], np.ndarray]] = {  # the new level (25
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
-    "brightness": lambda magnitude, sign: _factor(magnitude, sign) * _LEVELS,
+    "brightness": lambda magnitude, sign: (1 + sign * 0.09 * magnitude) * _LEVELS,
 }
-PICTURES: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {  # a clip (t,h,w,3) -> a clip
+PICTURES: dict[str, Callable[[float, np.ndarray], np.ndarray]] = {  # the weight of a frame against its plain form, it
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "contrast": _contrast,

@@ -8,31 +8,49 @@ the step between pixels; up to half the size a short filter before bilinear inte
 OpenCV's area filter does (on 256 to 160 pixels nearer) in 0.4 of the time. Below half the size it is the area filter.
 """
 
+from collections.abc import Callable, Sequence
+
 import cv2
 import numpy as np
 
 cv2.setNumThreads(1)  # clips are worked on side by side; threads inside one small frame only get in each other's way
 
+Step = Callable[[np.ndarray], np.ndarray]  # a frame uint8 (h,w,c) -> a frame, maybe of another size; its input stays
+
+
+def each_frame(clip: np.ndarray, steps: Sequence[Step], size: int) -> np.ndarray:
+    """Return `(t, size, size, c)`, every frame of a clip after all steps.
+
+    A frame goes through all steps before the next one does: what is between two steps fits the cache, and no large
+    array is made but the result.
+    """
+    result = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
+    for frame, out in zip(clip, result, strict=True):
+        for step in steps:
+            frame = step(frame)
+        out[:] = frame
+    return result
+
 
 def resize(clip: np.ndarray, size: int) -> np.ndarray:
     """Return `(t, size, size, c)`, stretched where the frames are not square; the clip itself where nothing changes."""
     height, width = clip.shape[1:3]
+    return clip if height == width == size else each_frame(clip, [resizing(height, width, size)], size)
+
+
+def resizing(height: int, width: int, size: int) -> Step:
+    """Return the step from frames of a size to squares of `size` pixels."""
     if height == width == size:
-        return clip
+        return lambda frame: frame
     down, across = height / size, width / size
-    by_area = min(down, across) >= 1 and max(down, across) > 2
-    scaled = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
-    for frame, out in zip(clip, scaled, strict=True):
-        if by_area:
-            cv2.resize(frame, (size, size), out, interpolation=cv2.INTER_AREA)
-        else:
-            cv2.resize(_smoothed(frame, down, across), (size, size), out, interpolation=cv2.INTER_LINEAR)
-    return scaled
+    if min(down, across) >= 1 and max(down, across) > 2:
+        return lambda frame: cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
+    smooth = _smoothing(down, across)
+    return lambda frame: cv2.resize(smooth(frame), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def warp(clip: np.ndarray, matrix: np.ndarray, size: int, fill: int) -> np.ndarray:
-    """Return `(t, size, size, c)` that shows at p the clip's point `matrix` p, and `fill` where that is outside."""
-    height, width = clip.shape[1:3]
+def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int) -> Step:
+    """Return the step from frames to squares that show at p the frame's point `matrix` p, and `fill` outside of it."""
     pixels = np.diag([width, height, 1.0]) @ matrix @ np.diag([1 / size, 1 / size, 1.0])
     middles = np.arange(size) + 0.5
     columns, rows = (
@@ -41,11 +59,9 @@ def warp(clip: np.ndarray, matrix: np.ndarray, size: int, fill: int) -> np.ndarr
     )
     places = cv2.convertMaps(columns, rows, cv2.CV_16SC2)  # once a clip; a remap is then cheaper than a warpAffine
     across, down = np.hypot(pixels[:2, 0], pixels[:2, 1])
-    warped = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
-    for frame, out in zip(clip, warped, strict=True):
-        smooth = _smoothed(frame, down, across)
-        cv2.remap(smooth, *places, cv2.INTER_LINEAR, out, cv2.BORDER_CONSTANT, (fill, fill, fill))
-    return warped
+    smooth = _smoothing(down, across)
+    border = cv2.BORDER_CONSTANT, (fill, fill, fill)
+    return lambda frame: cv2.remap(smooth(frame), *places, cv2.INTER_LINEAR, None, *border)
 
 
 def _kept_inside(places: np.ndarray, side: int) -> np.ndarray:
@@ -54,13 +70,13 @@ def _kept_inside(places: np.ndarray, side: int) -> np.ndarray:
     return np.where(inside, np.clip(places, 0, side - 1), places).astype(np.float32)
 
 
-def _smoothed(frame: np.ndarray, down: float, across: float) -> np.ndarray:
-    """Return a frame ready for bilinear interpolation with steps of `down` and `across` pixels.
+def _smoothing(down: float, across: float) -> Step:
+    """Return the step that readies frames for bilinear interpolation with steps of `down` and `across` pixels.
 
     A triangle of a step s has variance s²/6 and interpolation itself is one of 1/6: three taps add the rest.
     """
     shares = [min((max(step, 1) ** 2 - 1) / 12, 0.25) for step in (across, down)]
     if max(shares) < 1 / 256:  # less than a level
-        return frame
+        return lambda frame: frame
     along_rows, along_columns = (np.array([share, 1 - 2 * share, share], np.float32) for share in shares)
-    return cv2.sepFilter2D(frame, -1, along_rows, along_columns)
+    return lambda frame: cv2.sepFilter2D(frame, -1, along_rows, along_columns)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mien.data_pipelines.augment import MEAN, STD, AugmentConfig, augment, flip
+from mien.data_pipelines.augment import MEAN, STD, AugmentConfig, augment, mirrored_gaze
 from mien.data_pipelines.randaugment import (
     FILL,
     MOTIONS,
@@ -18,9 +18,9 @@ from mien.data_pipelines.randaugment import (
     draw_operations,
     looks_around,
     motion,
-    recolour,
+    recolouring,
 )
-from mien.data_pipelines.resampling import resize, warp
+from mien.data_pipelines.resampling import each_frame, resize, warping
 
 GAZE = np.array([0.2, -0.7], np.float32)
 
@@ -59,15 +59,13 @@ def test_equal_frames_stay_equal(kind: str) -> None:
         assert (frames == frames[0]).all()
 
 
-def test_a_mirrored_clip_has_a_mirrored_label() -> None:
-    clip = clip_of(size=32)
-    mirrored, gaze = flip(clip, GAZE)
-    assert np.array_equal(mirrored, clip[:, :, ::-1])
-    # The unit vector's x, and nothing else, changes its sign.
-    vectors = [[math.cos(p) * math.sin(y), math.sin(p), -math.cos(p) * math.cos(y)] for p, y in (GAZE, gaze)]
+def test_a_mirror_changes_the_sign_of_x_alone() -> None:
+    mirrored = mirrored_gaze(GAZE)
+    vectors = [[math.cos(p) * math.sin(y), math.sin(p), -math.cos(p) * math.cos(y)] for p, y in (GAZE, mirrored)]
     assert vectors[1] == pytest.approx([-vectors[0][0], *vectors[0][1:]])
-    again, back = flip(mirrored, gaze)
-    assert np.array_equal(again, clip) and np.array_equal(back, GAZE)
+    assert np.array_equal(mirrored_gaze(mirrored), GAZE)
+    frames = np.stack([GAZE, -GAZE])  # of each frame
+    assert np.array_equal(mirrored_gaze(frames), [mirrored, -mirrored])
 
 
 def test_with_flips_alone_clip_and_label_go_together() -> None:
@@ -78,9 +76,9 @@ def test_with_flips_alone_clip_and_label_go_together() -> None:
     flipped = 0
     for draw in range(40):
         frames, gaze = run(config, draw, clip)
-        expected = flip(clip, GAZE) if np.array_equal(frames, clip[:, :, ::-1]) else (clip, GAZE)
-        assert np.array_equal(frames, expected[0]) and np.array_equal(gaze, expected[1])
         flipped += gaze[1] > 0
+        expected = (clip[:, :, ::-1], mirrored_gaze(GAZE)) if gaze[1] > 0 else (clip, GAZE)
+        assert np.array_equal(frames, expected[0]) and np.array_equal(gaze, expected[1])
     assert 10 < flipped < 30
 
 
@@ -243,6 +241,10 @@ def by_pillow(name: str, image: Image.Image, m: float, sign: float) -> Image.Ima
     }[name]()
 
 
+def recoloured(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
+    return each_frame(clip, recolouring(drawn), clip.shape[1])
+
+
 def by_pillow_on(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
     """Return the operations one after another, as the published loader does them."""
     images = [Image.fromarray(frame) for frame in clip]
@@ -256,7 +258,7 @@ def by_pillow_on(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
 def test_operations_on_colours_agree_with_pillow(name: str, magnitude: float, sign: float) -> None:
     clip = clip_of(size=64)
     drawn = [(name, magnitude, sign)]
-    found = recolour(clip, drawn)
+    found = recoloured(clip, drawn)
     assert found.shape == clip.shape and found.dtype == np.uint8
     difference = np.abs(found.astype(int) - by_pillow_on(clip, drawn))
     assert difference.max() <= 2 and difference.mean() < 0.7
@@ -269,7 +271,9 @@ def test_moves_agree_with_pillow_one_after_another(names: list[str], magnitude: 
     drawn = [(name, magnitude, sign) for name in names]
     matrix = motion(drawn)
     assert matrix is not None
-    difference = np.abs(warp(clip, matrix, 64, FILL).astype(int) - by_pillow_on(clip, drawn))
+    difference = np.abs(
+        each_frame(clip, [warping(64, 64, matrix, 64, FILL)], 64).astype(int) - by_pillow_on(clip, drawn)
+    )
     # Once bilinear instead of bicubic each time, and another rule for the outermost pixels.
     assert difference.mean() < 1.5 * len(names) and np.median(difference) <= 2
 
@@ -279,9 +283,9 @@ def test_tables_that_follow_one_another_are_one() -> None:
     drawn = [("posterize", 6.0, 1.0), ("invert", 7.0, 1.0), ("solarize_add", 7.0, 1.0), ("brightness", 7.0, -1.0)]
     one_by_one = levels
     for operation in drawn:
-        one_by_one = recolour(one_by_one, [operation])
-    assert np.array_equal(recolour(levels, drawn), one_by_one)
-    assert recolour(levels, []) is levels and motion(drawn) is None
+        one_by_one = recoloured(one_by_one, [operation])
+    assert np.array_equal(recoloured(levels, drawn), one_by_one)
+    assert len(recolouring(drawn)) == 1 and not recolouring([]) and motion(drawn) is None
 
 
 def test_which_operations_look_at_other_pixels_than_their_own() -> None:
@@ -290,7 +294,7 @@ def test_which_operations_look_at_other_pixels_than_their_own() -> None:
     other[:, 16:] //= 2  # the lower half
     for name in [*TABLES, *PICTURES]:
         drawn = [(name, 7.0, 1.0)]
-        upper = (recolour(frames, drawn)[:, :15] for frames in (clip, other))
+        upper = (recoloured(frames, drawn)[:, :15] for frames in (clip, other))
         tell_apart = not np.array_equal(*upper)
         assert looks_around(drawn) == (tell_apart or name == "sharpness"), name
 
@@ -299,7 +303,7 @@ def test_a_plain_picture_survives_every_operation() -> None:
     # One level only: no spread to stretch and no histogram to flatten.
     clip = np.full((2, 16, 16, 3), 90, np.uint8)
     for name in PICTURES:
-        assert np.array_equal(recolour(clip, [(name, 7, 1)]), clip), name
+        assert np.array_equal(recoloured(clip, [(name, 7, 1)]), clip), name
 
 
 def test_randaugment_draws_its_operations_with_the_chances_asked_for() -> None:

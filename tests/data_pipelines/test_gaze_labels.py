@@ -110,7 +110,7 @@ def test_frames_bear_their_own_gaze_and_spread_and_a_mirror_turns_all_of_them(re
     assert example["gaze_spread"].tolist() == [0.25, 0.25, 0, 0.125] and example["gaze_spread"].dtype == np.float32
     (view,) = reading.read_views(made, 0, read)
     assert np.array_equal(view["gaze"], example["gaze"], equal_nan=True)
-    _, turned = augment.flip(example["clip"], example["gaze"])
+    turned = augment.mirrored_gaze(example["gaze"])
     assert turned[:, 1] == pytest.approx([-0.5, -0.5, np.nan, -0.7], nan_ok=True)
     assert np.array_equal(turned[:, 0], example["gaze"][:, 0])
     lost = AugmentConfig(kind="finetune")  # its crops leave no gaze, of no frame

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mien.data_pipelines.resampling import resize, warp
+from mien.data_pipelines.resampling import each_frame, resize, warping
 
 
 def noisy(size: int) -> np.ndarray:
@@ -14,6 +14,10 @@ def noisy(size: int) -> np.ndarray:
     small = rng.integers(40, 216, (2, 12, 12, 3), dtype=np.uint8)
     smooth = np.stack([cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC) for frame in small])
     return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def warp(clip: np.ndarray, matrix: np.ndarray, size: int, fill: int) -> np.ndarray:
+    return each_frame(clip, [warping(*clip.shape[1:3], matrix, size, fill)], size)
 
 
 def by_pillow(clip: np.ndarray, size: int) -> np.ndarray:
