@@ -57,6 +57,17 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
         """Evaluation views of a video, at most: fewer where they would all be the same."""
         return 1 if self.rule == "ending" else self.segments * self.crops
 
+    @property
+    def views_told(self) -> str:
+        """Evaluation views in words, those named that only repeat others."""
+        if self.rule == "ending":
+            return "1, the frames that end with the label's"
+        over_time = f"{self.segments} over time" if self.segments > 1 else "1, the middle"
+        if not self.published_views:
+            return over_time + (", one of a video where all are the same" if self.segments > 1 else "")
+        repeated = f", each {self.crops} times: duplicates, as published, of square frames" if self.crops > 1 else ""
+        return f"{self.views}: {over_time}{repeated}; of a short video all are the same, and none is left out"
+
     @model_validator(mode="after")
     def _crops_repeat(self) -> "SamplingConfig":
         if self.crops > 1 and not self.published_views:

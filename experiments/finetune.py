@@ -59,8 +59,9 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
 
 def open_fold(config: FinetuneConfig) -> Fold:
     """Read the clips of a completed config."""
-    tubes, gaze = config.task.backbone.tubes, "gaze" in tasks.labels_of(config.task)
-    return open_clips(config.data, frames=tubes.frames, size=tubes.size, gaze=gaze)
+    task, tubes = config.task, config.task.backbone.tubes
+    gaze = "gaze" in tasks.labels_of(task)
+    return open_clips(config.data, frames=tubes.frames, size=tubes.size, gaze=gaze, per_frame=task.per_frame)
 
 
 def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
@@ -200,7 +201,7 @@ def validate(
     videos = predict.merge(views, fold.manifest.table, rows)
     found = scores.scores(videos, fold.manifest.classes, seed, train_gaze=gaze)
     about = {"num_train_clips": len(fold.split.train), "fingerprint": fold.manifest.fingerprint()}
-    return videos, found | about | {"protocol": fold.split.protocol}
+    return videos, found | about | {"protocol": fold.split.protocol, "views": fold.read.sampling.views_told}
 
 
 def finetune(

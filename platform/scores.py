@@ -30,6 +30,7 @@ def scores(
 
     `train_gaze` (n, 2), pitch and yaw in radians, gives the constant answer that a gaze model must beat; without it
     the table's own mean direction is taken, which no constant can beat, and `constant.from` says which it was.
+    Of clips of several datasets, `by_dataset` has the scores of each.
     Raises ValueError for views that were not merged, labels outside the classes and predictions that are no numbers.
     """
     videos = list(zip(table["dataset"].to_pylist(), table["video"].to_pylist(), strict=True))
@@ -96,6 +97,10 @@ def scores(
         with np.errstate(invalid="ignore"):  # a draw without any gaze has no error; nanpercentile leaves it out
             samples["angular_error_deg"] = weights @ errors / weights.sum(1)
     found["intervals"] = {name: np.nanpercentile(values, (2.5, 97.5)).tolist() for name, values in samples.items()}
+    names = table["dataset"].unique().to_pylist()
+    if len(names) > 1:
+        parts = {name: table.filter(pc.equal(table["dataset"], name)) for name in names}
+        found["by_dataset"] = {name: scores(part, classes, seed, train_gaze=train_gaze) for name, part in parts.items()}
     return found
 
 
@@ -202,6 +207,7 @@ def summary(found: Mapping[str, Any], title: str) -> str:
     for name, part in list(found.get("subsets", {}).items())[1:]:
         error, constant = part["angular_error_deg"], part["constant_error_deg"]
         lines.append(f"  {name:<12} {error:.3f} deg, constant {constant:.3f} deg, {part['num_gazed']:,} clips")
+    lines += [summary(part, title=f"  of {name}") for name, part in found.get("by_dataset", {}).items()]
     return "\n".join(lines)
 
 

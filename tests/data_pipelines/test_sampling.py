@@ -1,5 +1,7 @@
 """Frame indices are the published ones, and every draw is a function of seed, epoch and row."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -146,6 +148,26 @@ def test_one_segment_is_the_middle() -> None:
     (view,) = view_indices(300, SamplingConfig(segments=1))
     assert view.tolist() == list(range(4 * 29, 4 * 45, 4))
     assert len(view_indices(10, SamplingConfig(segments=1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "2 over time, one of a video where all are the same"),
+        ({"segments": 1}, "1, the middle"),
+        ({"rule": "ending"}, "1, the frames that end with the label's"),
+        (
+            {"crops": 2, "published_views": True},  # the published 2 x 2
+            "4: 2 over time, each 2 times: duplicates, as published, of square frames; of a short video all are the "
+            "same, and none is left out",
+        ),
+    ],
+)
+def test_views_are_told_with_duplicates_named_as_such(settings: dict[str, Any], told: str) -> None:
+    config = SamplingConfig.model_validate(settings)
+    assert config.views_told == told
+    views = [tuple(view) for view in view_indices(300, config)]
+    assert len(views) == config.views and len(set(views)) == (1 if "1," in told else 2)
 
 
 def test_crops_of_a_square_frame_are_refused_unless_published() -> None:
