@@ -58,7 +58,7 @@ def fingerprint(
     *,
     parts: Mapping[str, int] | None = None,
     protocol: str | None = None,
-    faces: Mapping[str, Any] | None = None,
+    path: str | Path | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of the manifest lines `rows`, of all by default; the same for any order of the lines.
 
@@ -68,7 +68,7 @@ def fingerprint(
         read: how clips are read from them, where they are.
         parts: number of clips of each part that the manifest was split in.
         protocol: by which rule it was.
-        faces: what an audit measured of the faces (`audit_faces`), on the whole manifest.
+        path: where the manifest stands, so that an audit beside it can tell of its faces.
     """
     table = manifest.table if rows is None else manifest.table.take(pa.array(np.asarray(rows, np.int64)))
     frames = table["frames"].to_numpy()
@@ -91,21 +91,21 @@ def fingerprint(
         "fps_known": round(len(fps) / max(len(table), 1), 4),
         "height": quantiles(table["height"].to_numpy()),
         "width": quantiles(table["width"].to_numpy()),
-        "faces": None if faces is None else dict(faces),
+        "faces": None if path is None else measured_faces(manifest, path),
         "crop_margin": _margin(manifest.notes),
         "notes": list(manifest.notes),
     }
     if read is None:
         return found
     sampling = read.sampling
-    span = sampling.frames if sampling.rule == "ending" else sampling.span
+    stride = 1 if sampling.ends_with_label else sampling.stride  # such clips are of consecutive frames
     return found | {
-        "shorter_than_span": _share(frames < span),
+        "shorter_than_span": _share(frames < stride * sampling.frames),
         "as_long_as_clip": _share(frames == sampling.frames),
         "read": {
             "rule": sampling.rule,
             "frames": sampling.frames,
-            "stride": sampling.stride,
+            "stride": stride,
             "views": sampling.views,
             "ablate": sampling.ablate,
             "size": read.size,

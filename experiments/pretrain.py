@@ -20,7 +20,7 @@ from mien.data_pipelines import clips, reading
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.clips import StreamConfig
 from mien.data_pipelines.decode import DecodeError
-from mien.data_pipelines.fingerprint import Fingerprint, fingerprint, measured_faces
+from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
@@ -72,8 +72,8 @@ def open_data(config: PretrainConfig) -> tuple[Manifest, ReadConfig]:
 
 def inputs(config: PretrainConfig, manifest: Manifest, read: ReadConfig) -> dict[str, Fingerprint]:
     """Return the fingerprint of what is trained on, as the run folder and the checkpoints keep it."""
-    faces = measured_faces(manifest, config.data.manifest)
-    return {"trained_on": fingerprint(manifest, read=read, parts={"train": len(manifest)}, faces=faces)}
+    parts = {"train": len(manifest)}
+    return {"trained_on": fingerprint(manifest, read=read, parts=parts, path=config.data.manifest)}
 
 
 def worker(settings: dict[str, Any]) -> None:

@@ -35,8 +35,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines import clips, frame_annotations, reading, windows
+from mien.data_pipelines import clips, frame_annotations, input_differences, reading, windows
 from mien.data_pipelines.blocks import StreamConfig
+from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
 from mien.data_pipelines.gaze_labels import with_gaze
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
@@ -84,6 +85,7 @@ class Teacher(NamedTuple):
     task: FeatureTask
     config: FinetuneConfig
     made_from: dict[str, Any]
+    trained_on: Fingerprint | None
 
     @property
     def ends_with_label(self) -> bool:
@@ -110,10 +112,14 @@ class Work(NamedTuple):
 
     def windows(self, num_frames: int) -> np.ndarray:
         """Return the windows (n, t) of a clip."""
-        length = self.read.sampling.frames
         if self.teacher.ends_with_label:
-            return windows.endings(num_frames, length)
-        return windows.windows(num_frames, length, self.hop, self.stride)
+            return windows.endings(num_frames, self.read.sampling.frames)
+        return windows.windows(num_frames, self.read.sampling.frames, self.hop, self.stride)
+
+    def compared(self) -> dict[str, Any]:
+        """Return how the clips differ from those that the run was trained on; classes do not matter to gaze."""
+        here = fingerprint(self.manifest, read=self.read, path=self.config.manifest)
+        return input_differences.report(self.teacher.trained_on, here | {"classes": []})
 
     def parts(self, output: Path) -> Parts:
         """Return the parts of the frames' table in a run folder."""
@@ -136,7 +142,8 @@ def load_teacher(folder: Path) -> Teacher:
         )
     found = checkpoint.find(folder)
     weights = f"{checkpoint.crc32(found / 'weights.safetensors'):08x}"
-    return Teacher(task, config, {"checkpoint": found.name, "weights": weights, "trained_on": about["fingerprint"]})
+    made_from = {"checkpoint": found.name, "weights": weights, "trained_on": about["fingerprint"]}
+    return Teacher(task, config, made_from, about.get("inputs", {}).get("trained_on"))
 
 
 def opened(config: RelabelConfig) -> Work:
@@ -148,14 +155,14 @@ def opened(config: RelabelConfig) -> Work:
         raise ConfigError(
             f"hop must be at most {tubes.frames}, the frames of the run's window, or frames are left out; got {hop}"
         )
-    learned = 1 if data.sampling.ends_with_label else data.sampling.stride
-    stride = learned if config.stride is None else config.stride
+    stride = config.stride or (1 if data.sampling.ends_with_label else data.sampling.stride)
     if teacher.ends_with_label and (config.hop not in (None, 1) or stride != 1):
         raise ConfigError(
             "a run whose clips end with the frame that bears the label (sampling.rule=ending) takes a window of "
             f"consecutive frames for each frame; leave hop={config.hop} and stride={config.stride} out"
         )
-    read = reading.for_model(data.sampling, data.augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
+    shown = data.sampling.model_copy(update={"stride": stride})
+    read = reading.for_model(shown, data.augment, frames=tubes.frames, size=tubes.size, root=manifest.root)
     return Work(config, teacher, manifest, read, hop, stride)
 
 
@@ -210,7 +217,9 @@ def relabel(config: RelabelConfig, output: Path, csv: bool = False) -> dict[str,
     """Label a manifest in a run folder; return how the gaze agrees with the clips' own, where they have one."""
     work = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
     Run.start(output, plain(config), seed=0).close()
-    parts, manifest = work.parts(output), work.manifest
+    parts, manifest, compared = work.parts(output), work.manifest, work.compared()
+    write_whole(output / "compared.json", json.dumps(compared, indent=1) + "\n")
+    print("\n  - ".join(["why gaze may be further off than in the run's scores:", *input_differences.told(compared)]))
     if missing := parts.missing():
         with connect(config.cluster):
             label(work, parts, missing, output)

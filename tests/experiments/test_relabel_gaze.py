@@ -112,6 +112,9 @@ def test_every_frame_is_labelled_and_the_clips_own_gaze_is_kept_apart(
     assert f"by {finetuned} (checkpoint step_00000006" in after.notes[-1] and before.fingerprint() in after.notes[-1]
     said = capsys.readouterr().out
     assert "12 clips have gaze now" in said and "against the own gaze of 12 clips" in said
+    assert "shorter than what a clip covers: trained on 0%, here 50%" in said
+    told = json.loads((folder / "compared.json").read_text())
+    assert told["recorded"] and len(told["differences"]) == 1
     assert json.loads((folder / "agreement.json").read_text())["num_gazed"] == CLIPS
 
     lines, _ = annotation_files.read_records([folder / "csv" / "merged.csv"], "label_angles")
