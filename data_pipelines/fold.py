@@ -50,14 +50,17 @@ class Fold(NamedTuple):
         )
 
 
-def open_clips(config: DataConfig, *, frames: int, size: int, gaze: bool) -> Fold:
+def open_clips(config: DataConfig, *, frames: int, size: int, gaze: bool, per_frame: bool) -> Fold:
     """Read the manifest and split it; a clip has the frames and the size that the model takes.
 
-    Where `gaze` is learned, clips are not augmented in ways that it cannot follow.
+    Where `gaze` is learned, clips are not augmented in ways that it cannot follow; a model that answers `per_frame`
+    learns that of each frame.
     """
     manifest = Manifest.read(config.manifest, config.root)
     split = splits.split(manifest, config.fold, config.split)
     split = replace(split, train=splits.fewer_labels(manifest, split.train, config.label_ratio, config.split.seed))
     augment = config.augment.for_gaze() if gaze else config.augment
-    read = reading.for_model(config.sampling, augment, frames=frames, size=size, root=manifest.root)
+    read = reading.for_model(
+        config.sampling, augment, frames=frames, size=size, root=manifest.root, frame_gaze=per_frame
+    )
     return Fold(manifest, split, read)
