@@ -1,4 +1,4 @@
-"""A model that answers for each frame learns each frame's gaze; where clips end with their label, it is judged there."""
+"""A model that answers for each frame learns each frame's gaze and is judged by the last where that bears the label."""
 
 from collections.abc import Callable
 from pathlib import Path
