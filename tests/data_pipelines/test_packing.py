@@ -15,6 +15,7 @@ import av
 import cv2
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mien.data_pipelines import decode, packing, shards
@@ -22,6 +23,7 @@ from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.blocks import StreamConfig
 from mien.data_pipelines.clips import evaluation_views, stream
 from mien.data_pipelines.contents import contents
+from mien.data_pipelines.gaze_labels import with_gaze
 from mien.data_pipelines.manifest import Manifest, build, concat
 from mien.data_pipelines.packing import PackConfig
 from mien.data_pipelines.reading import ReadConfig, load_manifest, local_batches, local_views, locate
@@ -107,6 +109,34 @@ def test_source_layout_gives_the_very_batches_through_ray(manifest: Manifest, tm
     assert all(same(a, b) for (a, _), (b, _) in zip(local, found, strict=True))
     views = list(evaluation_views(packed, rows, reading(packed), config, batch_size=4))
     assert all(map(same, local_views(manifest, rows, 4, reading(manifest)), views))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_told_gaze_of_frames_and_its_spread_go_through_shards_and_ray(manifest: Manifest, tmp_path: Path) -> None:
+    lengths = np.array(manifest.column("frames"))
+    rows = np.repeat(np.arange(len(manifest)), lengths)
+    yaw = np.arange(len(rows)) / 100
+    told = pa.table({"row": rows, "pitch": yaw / 2, "yaw": yaw, "spread": yaw / 4})
+    angles_rad = np.zeros((len(manifest), 2))
+    manifest = with_gaze(manifest, angles_rad, "told", np.full(len(manifest), 0.5), told)
+    packed = pack(manifest, SMALL, tmp_path / "out")
+    shutil.rmtree(tmp_path / "raw" / "3")  # packed before; of the source, a place is held for it
+    kept = AugmentConfig(kind="finetune").for_gaze()
+    ways = [reading(m).model_copy(update={"augment": kept, "frame_gaze": True}) for m in (manifest, packed)]
+    config = StreamConfig(block_clips=4, task_cpus=0.5, stall_seconds=60, max_dropped_ratio=1)
+    lines = np.arange(len(manifest))
+    raw, shards = (
+        list(stream(m, lines, way, config, seed=3, batch_size=7, steps=2))
+        for m, way in zip((manifest, packed), ways, strict=True)
+    )
+    for (found, drops), (batch, none) in zip(raw, shards, strict=True):
+        assert [clip["row"] for clip in drops] == [3] and not none
+        there = batch["row"] != 3
+        assert batch["gaze"].shape == (7, 4, 2) and batch["gaze_spread"].shape == (7, 4)
+        assert all(np.array_equal(batch[name][there], found[name]) for name in batch)
+        known = batch["gaze"][..., 1].abs() / 4  # a mirror turns yaw and leaves the spread
+        assert np.allclose(batch["gaze_spread"], known, atol=1e-6)
 
 
 def test_jpeg_layout_keeps_jpegs_and_is_close_where_it_encodes(manifest: Manifest, tmp_path: Path) -> None:
