@@ -12,7 +12,9 @@ import av
 import cv2
 import numpy as np
 
-UNFINISHED = ".unfinished"
+from mien.data_pipelines.unfinished import SUFFIX
+
+UNFINISHED = SUFFIX
 # As decoders read them fastest (ecosystem study, C.1): a keyframe every 16 frames, no frame that refers to a later one.
 H264 = {"crf": "16", "preset": "veryfast", "g": "16", "bf": "0", "threads": "1"}
 JPEG_QUALITY = 95

@@ -10,7 +10,6 @@ Of each footage a record is written, whatever came of it; frames without a face 
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.face_detector import DETECTORS, Detector
 from mien.data_pipelines.face_tracks import Track, TrackConfig, Tracker, likeness, main_track, squares
 from mien.data_pipelines.footage import Footage
+from mien.data_pipelines.unfinished import unfinished
 
 Record = dict[str, Any]
 MARGIN = 0.15  # share of the longer side of a face, on each end of a crop
@@ -215,11 +215,8 @@ def record_file(output: Path, name: str) -> Path:
 
 def write_record(output: Path, record: Record) -> None:
     """Write a record, whole or not at all."""
-    file = record_file(output, record["name"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".unfinished")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    with unfinished(record_file(output, record["name"])) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def read_record(output: Path, name: str) -> Record | None:

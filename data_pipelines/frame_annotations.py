@@ -9,8 +9,6 @@ number in the file from 0, which no reader of images will take for one. A path w
     FOLDER/videos/VIDEO.csv       those of one clip, VIDEO its id with what no file name can hold as %2F
 """
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import pyarrow as pa
 from mien.data_pipelines.decode import IMAGES, frame_files
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import locate
+from mien.data_pipelines.unfinished import unfinished
 
 
 def frame_paths(row: dict[str, Any], root: str) -> list[str]:
@@ -46,17 +45,18 @@ def frame_lines(row: dict[str, Any], root: str, angles_rad: np.ndarray) -> Itera
 
 def write(folder: Path, manifest: Manifest, tables: Iterable[pa.Table]) -> None:
     """Write the frames of tables with row, pitch and yaw, each of whole clips, as annotation files: all or none."""
-    unfinished = folder.with_name(f".{folder.name}.new")
-    for leftover in (unfinished, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (unfinished / "videos").mkdir(parents=True)
-    with (unfinished / "merged.csv").open("w", encoding="utf-8") as merged:
+    with unfinished(folder) as part:
+        (part / "videos").mkdir(parents=True)
+        _write(part, manifest, tables)
+
+
+def _write(folder: Path, manifest: Manifest, tables: Iterable[pa.Table]) -> None:
+    with (folder / "merged.csv").open("w", encoding="utf-8") as merged:
         for table in tables:
             angles_rad = np.stack([table[name].to_numpy() for name in ("pitch", "yaw")], axis=1)
             lines, starts = np.unique(table["row"].to_numpy(), return_index=True)
             for line, angles in zip(lines.tolist(), np.split(angles_rad, starts[1:]), strict=True):
                 row = manifest.row(line)
                 text = "".join(frame_lines(row, manifest.root, angles))
-                (unfinished / "videos" / f"{quote(row['video'], safe='')}.csv").write_text(text, encoding="utf-8")
+                (folder / "videos" / f"{quote(row['video'], safe='')}.csv").write_text(text, encoding="utf-8")
                 merged.write(text)
-    os.replace(unfinished, folder)

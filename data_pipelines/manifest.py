@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+
+from mien.data_pipelines.unfinished import unfinished
 
 SCHEMA_VERSION = 2  # 1 had no column behind `fold`, and is read as if they were null
 FIRST_VERSION = 1
@@ -119,10 +120,8 @@ class Manifest:
             "rejected": self.rejected,
             "notes": self.notes,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        pq.write_table(self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)}), unfinished)
-        os.replace(unfinished, path)
+        with unfinished(path) as part:
+            pq.write_table(self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(about)}), part)
 
     @staticmethod
     def read(path: str | Path, root: str | None = None) -> "Manifest":

@@ -10,8 +10,8 @@ table, and with the shards that the table names, is whole.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import decode, shards
+from mien.data_pipelines.attempts import Attempts
 from mien.data_pipelines.decode import DecodeError, Encoded
 from mien.data_pipelines.manifest import SCHEMA, Manifest, Rejected, located
 from mien.data_pipelines.rekey import h264
 from mien.data_pipelines.threads import in_order
+from mien.data_pipelines.unfinished import unfinished
 from mien.data_pipelines.video_files import Bytes
 
 MIB = 2**20
@@ -128,7 +130,9 @@ def pack_clip(clip: Clip, config: PackConfig) -> tuple[bytes, float | None]:
     return shards.to_bytes(shards.Record(name, images, parts)), psnr_db
 
 
-def pack_part(clips: Sequence[Clip], number: int, config: PackConfig, output: Path) -> dict[str, int]:
+def pack_part(
+    clips: Sequence[Clip], number: int, config: PackConfig, output: Path, attempts: Attempts | None = None
+) -> dict[str, int]:
     """Write part `number`, its shards and then its table; return how many clips and bytes were packed or rejected.
 
     Where a part is made anew because a shard is missing, ValueError is raised for a clip that was packed before and
@@ -148,9 +152,10 @@ def pack_part(clips: Sequence[Clip], number: int, config: PackConfig, output: Pa
             rows.append(_row(clip) | {"packed": shards.place(shard, offset, len(content)), "psnr_db": psnr_db})
         waiting.clear()
 
-    for clip in clips:
+    for place, clip in enumerate(clips):
         try:
-            content, psnr_db = pack_clip(clip, config)
+            with attempts.at(place, clip.path) if attempts else nullcontext():
+                content, psnr_db = pack_clip(clip, config)
         except DecodeError as error:
             if (str(clip.path), clip.start) in before:
                 raise ValueError(
@@ -166,9 +171,8 @@ def pack_part(clips: Sequence[Clip], number: int, config: PackConfig, output: Pa
     if waiting:
         write()
     table = pa.Table.from_pylist(rows, schema=TABLE).replace_schema_metadata({_KEY: json.dumps(sizes)})
-    unfinished = _table_file(output, number).with_suffix(".unfinished")
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, _table_file(output, number))
+    with unfinished(_table_file(output, number)) as part:
+        pq.write_table(table, part)
     rejected = sum(row.get("reason") is not None for row in rows)
     return {"packed": len(rows) - rejected, "rejected": rejected, "bytes": sum(sizes.values())}
 

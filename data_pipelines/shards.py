@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from mien.data_pipelines.unfinished import unfinished
 from mien.data_pipelines.video_files import Bytes, DecodeError
 
 MAX_CLIP_BYTES = 2**30  # a Parquet value must be under 2 GiB, and a clip is read whole
@@ -115,22 +116,22 @@ def _damaged(path: str | Path, what: str) -> DecodeError:
 
 def write(path: Path, clips: Sequence[tuple[str, bytes]]) -> list[int]:
     """Write a shard of (video id, `to_bytes`), whole or not at all; return where in the file each clip begins."""
-    unfinished = path.with_name(path.name + ".unfinished")
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
-    with pq.ParquetWriter(unfinished, _SCHEMA, **plain) as writer:
-        for video, content in clips:
-            writer.write_table(pa.table([[video], [content]], schema=_SCHEMA))
-    groups = pq.read_metadata(unfinished)
     offsets = []
-    with unfinished.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-        for number, (video, content) in enumerate(clips):
-            column = groups.row_group(number).column(1)
-            # One plain value ends with its bytes; what stands before them are the page's header and their number.
-            offset = column.data_page_offset + column.total_compressed_size - len(content)
-            assert written[offset : offset + len(content)] == content, f"{video} does not stand where Parquet puts it"
-            offsets.append(offset)
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with unfinished(path) as part:
+        with pq.ParquetWriter(part, _SCHEMA, **plain) as writer:
+            for video, content in clips:
+                writer.write_table(pa.table([[video], [content]], schema=_SCHEMA))
+        groups = pq.read_metadata(part)
+        with part.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
+            for number, (video, content) in enumerate(clips):
+                column = groups.row_group(number).column(1)
+                # One plain value ends with its bytes; what stands before them are the page's header and their number.
+                offset = column.data_page_offset + column.total_compressed_size - len(content)
+                there = written[offset : offset + len(content)]
+                assert there == content, f"{video} does not stand where Parquet puts it"
+                offsets.append(offset)
+            os.fsync(file.fileno())
     return offsets
 
 

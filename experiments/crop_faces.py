@@ -31,7 +31,7 @@ from mien.data_pipelines.datasets.videos import find_videos
 from mien.data_pipelines.face_detector import DETECTORS, DetectorMissingError
 from mien.data_pipelines.face_worker import GuardConfig, Job, WorkerError, crop_all
 from mien.data_pipelines.faces import FacesConfig, Record
-from mien.data_pipelines.manifest import Manifest, Rejected
+from mien.data_pipelines.manifest import Manifest, Rejected, located
 from mien.platform.cluster import ClusterConfig, connect
 from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.progress import progress
@@ -73,13 +73,23 @@ def sources(config: CropFacesConfig) -> tuple[list[Job], dict[str, dict[str, Any
     jobs: dict[str, Job] = {}
     known: dict[str, dict[str, Any]] = {}
     for row in given.rows():
-        job = Job(str((Path(given.root) / row["path"]).absolute()), faces.safe_name(row["path"]))
+        job = Job(source_of(given.root, row["path"]), faces.safe_name(row["path"]))
         about = {name: row[name] for name in CARRIED}
         before = known.setdefault(job.name, about)
         # Clips of one file: what all of them say holds for the file.
         known[job.name] = {name: value if value == before[name] else None for name, value in about.items()}
         jobs[job.name] = job
     return list(jobs.values()), known, given.classes
+
+
+def source_of(root: str, path: str) -> str:
+    """Return where a manifest's video stands."""
+    place = located(root, path)
+    if isinstance(place, str):
+        raise ConfigError(
+            f"videos are cropped from a disk, but {place} is none; copy them to one, and prepare them there"
+        )
+    return str(place.absolute())
 
 
 def pending(jobs: Sequence[Job], output: Path, config: CropFacesConfig) -> list[Job]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mien.data_pipelines import decode, faces, manifest
-from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.manifest import Manifest, build
 from mien.experiments import crop_faces
 from mien.experiments.crop_faces import CropFacesConfig
 from mien.platform.config import ConfigError
@@ -124,3 +124,10 @@ def test_records_of_nothing_are_an_error_with_the_reasons(tmp_path: Path, ray_cl
     with pytest.raises(ConfigError, match=r"a\.mp4: is empty"):
         crop_faces.main([f"root={tmp_path / 'raw'}", *SETTINGS, "--output", str(tmp_path / "out")])
     assert faces.read_record(tmp_path / "out", "a.mp4") is not None
+
+
+def test_videos_that_are_on_no_disk_are_refused(tmp_path: Path) -> None:
+    row = {"video": "a", "path": "a.mp4", "dataset": "toy", "frames": 1, "height": 8, "width": 8}
+    build([row], (), "s3://bucket/raw", "toy").write(tmp_path / "far.parquet")
+    with pytest.raises(ConfigError, match=r"from a disk, but s3://bucket/raw/a\.mp4 is none; copy them"):
+        crop_faces.main([f"manifest={tmp_path / 'far.parquet'}", "--output", str(tmp_path / "out")])
