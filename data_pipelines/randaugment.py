@@ -118,8 +118,8 @@ def _stretched(frame: np.ndarray) -> np.ndarray:
     """Return the levels (256, 3) that spread each channel of a frame over 0..255."""
     present = _counts(frame) > 0
     low, high = present.argmax(axis=0), 255 - present[::-1].argmax(axis=0)
-    scale = 255 / np.maximum(high - low, 1)
-    return np.where(high > low, (_LEVELS[:, None] - low) * scale, _LEVELS[:, None])
+    scale = np.where(high > low, 255 / np.maximum(high - low, 1), 1)
+    return _LEVELS[:, None] * scale - np.where(high > low, low * scale, 0)
 
 
 def _equalize(factor: float, frame: np.ndarray) -> np.ndarray:
@@ -128,11 +128,11 @@ def _equalize(factor: float, frame: np.ndarray) -> np.ndarray:
 
 def _equalized(frame: np.ndarray) -> np.ndarray:
     """Return the levels (256, 3) that make each channel's histogram flat, by Pillow's rule."""
-    tables = []
-    for counts in _counts(frame).T:
-        step = (counts.sum() - counts[counts > 0][-1]) // 255
-        tables.append((step // 2 + np.cumsum(counts) - counts) // step if step else _LEVELS)
-    return np.stack(tables, axis=-1)
+    counts = _counts(frame)
+    sums = counts.cumsum(axis=0)
+    highest = 255 - (counts[::-1] > 0).argmax(axis=0)
+    step = (sums[-1] - counts[highest, range(3)]) // 255
+    return np.where(step > 0, (step // 2 + sums - counts) // np.maximum(step, 1), _LEVELS[:, None])
 
 
 def _contrast(factor: float, frame: np.ndarray) -> np.ndarray:
@@ -145,12 +145,10 @@ def _color(factor: float, frame: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(frame, factor, grey, 1 - factor, 0)
 
 
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-_SAME = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
-
-
 def _sharpness(factor: float, frame: np.ndarray) -> np.ndarray:
-    sharpened = cv2.filter2D(frame, -1, factor * _SAME + (1 - factor) * _SMOOTH)
+    # The plain form is smoothed by [1 1 1, 1 5 1, 1 1 1] / 13: 9 parts the mean of 3x3 pixels, 4 parts the middle one.
+    mean = (1 - factor) * 9 / 13
+    sharpened = cv2.addWeighted(frame, 1 - mean, cv2.blur(frame, (3, 3)), mean, 0)
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # the outermost pixels stay as they are
         sharpened[edge] = frame[edge]
     return sharpened
