@@ -76,7 +76,7 @@ def _smoothing(down: float, across: float) -> Step:
     A triangle of a step s has variance s²/6 and interpolation itself is one of 1/6: three taps add the rest.
     """
     shares = [min((max(step, 1) ** 2 - 1) / 12, 0.25) for step in (across, down)]
-    if max(shares) < 0.02:  # steps below 1.11: a quarter of a level
+    if max(shares) < 0.015:  # steps below 1.09
         return lambda frame: frame
     along_rows, along_columns = (np.array([share, 1 - 2 * share, share], np.float32) for share in shares)
     return lambda frame: cv2.sepFilter2D(frame, -1, along_rows, along_columns)
