@@ -24,11 +24,12 @@ from mien.data_pipelines.fingerprint import PUBLISHED, Fingerprint
 from mien.data_pipelines.fold import DataConfig, Fold, open_clips
 from mien.data_pipelines.reading import Files
 from mien.data_pipelines.unreadable import DropCount
-from mien.models import published, tasks
-from mien.models.backbone import BackboneConfig, FeatureTask, load_backbone
+from mien.models import description, published, tasks
+from mien.models.backbone import BackboneConfig, FeatureTask
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
+from mien.models.loading import load_backbone
 from mien.platform import checkpoint, predict, scores
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
@@ -123,7 +124,7 @@ def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
     """
     if Path(path).is_file():  # ours are folders
         region = None if asked == BackboneConfig() else asked.region
-        return published.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
+        return description.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
     about = checkpoint.about(Path(path))
     return rebuild(BackboneConfig, about["task"]["backbone"])
 

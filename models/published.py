@@ -5,28 +5,22 @@ under each of their names. Source: the checkpoints of MAE-DFER and the Facial-Fo
 """
 
 import argparse
-import math
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mien.models.backbone import BackboneConfig, FeatureTask, Report, Task, load_strictly
-from mien.models.combined import Combined, CombinedConfig
-from mien.models.expression import ExpressionConfig
+from mien.models.backbone import FeatureTask, Task
+from mien.models.combined import Combined
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
-from mien.models.masking import MaskConfig
-from mien.models.patches import TubesConfig
-from mien.models.vit import VitConfig
+from mien.models.loading import Report, load_strictly
+from mien.models.mae import MaskedAutoencoder
 
-HEAD_WIDTH = 64  # channels of an attention head in every published model
 STAGES = ("second_attn", "third_attn")
 
 
@@ -68,7 +62,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         raise ValueError(f"{path} must hold named tensors, alone or under 'model' or 'module', but it does not")
-    return {_unwrapped(name): value for name, value in content.items()}
+    return {unwrapped(name): value for name, value in content.items()}
 
 
 def save(task: Task) -> dict[str, Tensor]:
@@ -96,7 +90,7 @@ def load(
     other. head="new" leaves the file's heads. Raises ValueError where anything else is missing, unknown or of another
     shape, or where the file differs in what the task shares.
     """
-    state = {_unwrapped(name): value for name, value in state.items()}
+    state = {unwrapped(name): value for name, value in state.items()}
     pretrained = "mask_token" in state
     if isinstance(task, FeatureTask):
         state = {re.sub(r"^(encoder|backbone)\.", "", name): value for name, value in state.items()}
@@ -125,60 +119,6 @@ def load(
     return load_strictly(task, {ours.get(name, name): value for name, value in taken.items()}, left, fresh)
 
 
-def describe(
-    state: Mapping[str, Tensor],
-    frames: int = 16,
-    size: int = 160,
-    region: tuple[int, int, int] | None = None,
-) -> MaeConfig | ExpressionConfig | CombinedConfig:
-    """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
-
-    Taken as published, since weights do not tell: heads 64 wide, pooling of regions where there are any, window masks
-    where there are regions and else tube masks. `region` is needed where several fit the number of region tokens.
-    Raises ValueError where the weights are of no known model, or no region fits.
-    """
-    state = {re.sub(r"^(encoder|backbone)\.", "", _unwrapped(name)): value for name, value in state.items()}
-    if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
-        raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
-    width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
-    tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=tubelet)
-    sizes = {
-        "width": width,
-        "depth": _depth(state, "blocks"),
-        "heads": width // HEAD_WIDTH,
-        "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) // width,
-    }
-    encoder: LgiFormerConfig | VitConfig = VitConfig(**sizes)
-    if "lg_region_tokens" in state:
-        same = [stage for stage in STAGES if _equal(state, stage)]
-        third_norms = (("cross", "third_attn_norm1"), ("self", "third_attn_norm0"))
-        encoder = LgiFormerConfig(
-            **sizes,
-            region=region or _region(len(state["lg_region_tokens"]), tubes),
-            first="cross" if "blocks.0.first_attn_norm1.weight" in state else "self",
-            second="blocks.0.second_attn_norm0.weight" in state,
-            third=next((kind for kind, norm in third_norms if f"blocks.0.{norm}.weight" in state), "none"),
-            sharing="all" if "second_attn" in same else "first_third" if same else "none",
-        )
-    backbone = BackboneConfig(tubes=tubes, encoder=encoder)
-    if "mask_token" in state:
-        narrow = state["mask_token"].shape[-1]
-        decoder = DecoderConfig(
-            width=narrow,
-            depth=_depth(state, "decoder.blocks"),
-            heads=narrow // HEAD_WIDTH,
-            mlp_ratio=len(state["decoder.blocks.0.mlp.fc1.weight"]) // narrow,
-        )
-        mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window")
-        return MaeConfig(backbone=backbone, mask=mask, decoder=decoder, published_positions=True)
-    pool = "patch" if isinstance(encoder, VitConfig) else "region"
-    if "head.cls.weight" in state:
-        return CombinedConfig(backbone=backbone, pool=pool, num_classes=len(state["head.cls.weight"]))
-    if "head.weight" in state:
-        return ExpressionConfig(backbone=backbone, pool=pool, num_classes=len(state["head.weight"]))
-    raise ValueError("these weights have neither a decoder nor a head of one or two linear layers that we know")
-
-
 def published_name(name: str, task: Task) -> str:
     """Return the published name of one of the task's own, query, key and value being apart."""
     inside = "encoder." if isinstance(task, MaskedAutoencoder) else ""
@@ -190,7 +130,7 @@ def published_name(name: str, task: Task) -> str:
     return name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
     """Return a name without what wrappers (parallel training, compilation) put before it."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
@@ -224,31 +164,3 @@ def _separated(state: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
         else:
             separated[name] = value
     return separated
-
-
-def _equal(state: Mapping[str, Tensor], stage: str) -> bool:
-    """Say whether a stage's attention is the first stage's, in every block."""
-    names = [name for name in state if f".{stage}." in name]
-    return bool(names) and all(torch.equal(state[name], state[name.replace(stage, "first_attn")]) for name in names)
-
-
-def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
-    """Return how many blocks stand under a name."""
-    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
-
-
-def _region(count: int, tubes: TubesConfig) -> tuple[int, int, int]:
-    """Return the region of which `count` fill the grid; all published ones are two tubes long and of full width."""
-    t, h, w = tubes.grid
-    fitting = [
-        (rt, rh, rw)
-        for rt, rh, rw in product(range(1, t + 1), range(1, h + 1), range(1, w + 1))
-        if t % rt == h % rh == w % rw == 0 and math.prod((t // rt, h // rh, w // rw)) == count
-    ]
-    usual = [region for region in fitting if region[0] == 2 and region[2] == w]
-    if len(usual) == 1 or len(fitting) == 1:
-        return (usual or fitting)[0]
-    raise ValueError(
-        f"{count} regions fill the grid {tubes.grid} with any of these: {fitting}; say which by region=(t, h, w), "
-        "or correct frames and size if the list is empty"
-    )

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from mien.models.backbone import BackboneConfig, Task, for_each_row, load_backbone, weighted_mean
+from mien.models.backbone import BackboneConfig, Task, for_each_row, weighted_mean
 from mien.models.expression import Expression, ExpressionConfig
+from mien.models.loading import load_backbone
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from mien.models.backbone import BackboneConfig, load_backbone
+from mien.models.backbone import BackboneConfig
 from mien.models.expression import Expression, ExpressionConfig
+from mien.models.loading import load_backbone
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.models.mamba import CausalConv, Mamba, MambaConfig, Mixer
 from mien.models.masking import MaskConfig

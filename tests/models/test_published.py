@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mien.models.backbone import BackboneConfig, Task
 from mien.models.combined import Combined, CombinedConfig
+from mien.models.description import describe
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.gaze import Gaze, GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
-from mien.models.published import describe, load, read_state, save
+from mien.models.published import load, read_state, save
 
 LGI_VARIANTS = [
     {"first": first, "second": second, "third": third, "sharing": sharing}
