@@ -1,12 +1,10 @@
 """An audit of a manifest: what would make scores on it wrong, or hard to compare with those of others.
 
-The checks on persons, parts and classes stand in `audit_parts`; here are those on what is in the files: duplicates,
-unreadable clips, lengths, sizes and rates. A duplicate across train and test weighs more than one inside train.
-The causes of differing scores that are looked for (16 time-normalised frames, other crops, another size or frame rate)
-are those that the authors of MAE-DFER name to people who cannot reproduce their figures (its issues 1, 14, 21 to 23).
+The checks on persons, parts and classes stand in `audit_parts`, on lengths, sizes and rates in `audit_inputs`, on faces
+in `audit_faces`; here are duplicates and unreadable clips. A duplicate across train and test weighs more than one
+inside train.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from mien.data_pipelines import audit_parts
+from mien.data_pipelines import audit_faces, audit_inputs, audit_parts
 from mien.data_pipelines.audit_parts import CROSSINGS, PART_NAMES, TRAIN, VAL, Parts
 from mien.data_pipelines.contents import Advance, Contents, contents
 from mien.data_pipelines.duplicates import equal_pairs, joined, near_pairs
@@ -22,8 +20,6 @@ from mien.data_pipelines.findings import SEVERITIES, Finding, Severity, listing,
 from mien.data_pipelines.manifest import Manifest, located
 from mien.data_pipelines.splits import SplitConfig
 from mien.data_pipelines.unreadable import DropLimit
-
-SAMPLED_FRAMES = 16  # of the time-normalised copies of DFEW and others
 
 
 class CheckConfig(BaseModel, frozen=True, extra="forbid"):
@@ -36,6 +32,12 @@ class CheckConfig(BaseModel, frozen=True, extra="forbid"):
         "frame; none = the manifest alone, no file is opened",
     )
     clip_frames: int = Field(16, ge=1, description="frames a model takes; shorter clips are counted")
+    faces: int = Field(
+        300,
+        ge=0,
+        description="clips, evenly spaced, in whose middle frame a face is looked for, where the detector is installed "
+        "and files are opened; 0: none",
+    )
     threads: int = Field(8, ge=1, description="clips read side by side")
 
 
@@ -67,6 +69,7 @@ class Audit:
     unreadable: tuple[tuple[int, str], ...]  # (line, reason)
     class_counts: dict[str, dict[str, list[int]]]
     inputs: dict[str, dict[str, Any]]  # a dataset: frames, sizes, fps: what a score depends on
+    faces: dict[str, Any] | None  # how much of the frame they fill (`audit_faces.FaceShares.summary`), if measured
 
     @property
     def errors(self) -> int:
@@ -80,23 +83,23 @@ def audit(manifest: Manifest, config: CheckConfig, advance: Advance | None = Non
     counts = audit_parts.class_counts(parts, manifest)
     findings += audit_parts.shared(parts, manifest, config.split.protocol)
     findings += audit_parts.class_names(manifest) + audit_parts.balance(counts, manifest)
-    inputs = {name: _inputs(manifest, name) for name in sorted(set(manifest.column("dataset")))}
-    findings += _lengths(manifest, config.clip_frames) + _looks(inputs)
+    inputs = {name: audit_inputs.inputs(manifest, name) for name in sorted(set(manifest.column("dataset")))}
+    findings += audit_inputs.lengths(manifest, config.clip_frames) + audit_inputs.looks(inputs)
     held = None
     if config.read != "none":
         held = contents(manifest, config.read == "all", config.threads, advance)
-        findings += _unreadable(manifest, held) + _other_sizes(manifest, held)
-        findings += _several_sizes(manifest, held)
+        findings += _unreadable(manifest, held) + audit_inputs.other_sizes(manifest, held)
+        findings += audit_inputs.several_sizes(manifest, held)
     groups = _duplicates(manifest, parts, held)
     findings += _repeated(manifest, parts, groups)
     if manifest.rejected:
         told = some(f"{item.path}: {item.reason}" for item in manifest.rejected)
         findings.append(Finding("rejected", "note", "files were left out by the reader", len(manifest.rejected), told))
-    what = "the face's share of the frame was not measured: the audit has no face detector"
-    findings.append(Finding("faces", "note", what, remedy="look at the example frames: faces should fill most of them"))
+    faces, of_faces = audit_faces.audit_faces(manifest, held, config.faces, config.threads)
+    findings += of_faces
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     unreadable = tuple(sorted(held.unreadable.items())) if held else ()
-    return Audit(tuple(findings), tuple(groups), unreadable, counts, inputs)
+    return Audit(tuple(findings), tuple(groups), unreadable, counts, inputs, faces)
 
 
 def _duplicates(manifest: Manifest, parts: Parts, held: Contents | None) -> list[Duplicate]:
@@ -218,73 +221,3 @@ def _unreadable(manifest: Manifest, held: Contents) -> list[Finding]:
         remedy = f"pretraining passes over them and counts them, up to {limit:.0%}"
     what = "clips cannot be read"
     return [Finding("unreadable", "warning" if few else "error", what, len(held.unreadable), told, remedy)]
-
-
-def _other_sizes(manifest: Manifest, held: Contents) -> list[Finding]:
-    columns = zip(manifest.column("height"), manifest.column("width"), strict=True)
-    videos = manifest.column("video")
-    wrong = [
-        f"{videos[row]}: {seen[1]}x{seen[0]}, manifest {size[1]}x{size[0]}"
-        for row, (size, seen) in enumerate(zip(columns, held.sizes.tolist(), strict=True))
-        if row not in held.unreadable and tuple(seen) != size
-    ]
-    what = "clips have another size than the manifest says"
-    remedy = "the files have changed since they were prepared: prepare them again"
-    return [Finding("sizes", "warning", what, len(wrong), some(wrong), remedy)] if wrong else []
-
-
-def _several_sizes(manifest: Manifest, held: Contents) -> list[Finding]:
-    if not held.several_sizes:
-        return []
-    videos = manifest.column("video")
-    told = some(videos[row] for row in held.several_sizes)
-    what = "clips hold frames of several sizes, as crops of a head that comes nearer do; they are read at one"
-    return [Finding("sizes", "note", what, len(held.several_sizes), told)]
-
-
-def _inputs(manifest: Manifest, dataset: str) -> dict[str, Any]:
-    """Return what a score depends on besides the model: lengths, sizes and rates of one dataset's clips."""
-    rows = np.flatnonzero([name == dataset for name in manifest.column("dataset")])
-    table = manifest.table.take(rows)
-    frames = np.array(table["frames"])
-    sizes = Counter(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    rates = Counter(None if rate is None else round(rate, 2) for rate in table["fps"].to_pylist())
-    return {
-        "clips": len(rows),
-        "frames": {"min": int(frames.min()), "median": float(np.median(frames)), "max": int(frames.max())},
-        "sizes": [{"width": w, "height": h, "clips": count} for (w, h), count in sizes.most_common()],
-        "fps": [{"fps": rate, "clips": count} for rate, count in rates.most_common()],
-    }
-
-
-def _lengths(manifest: Manifest, clip_frames: int) -> list[Finding]:
-    frames, videos = manifest.column("frames"), manifest.column("video")
-    short = [index for index, count in enumerate(frames) if count < clip_frames]
-    findings = []
-    if short:
-        short.sort(key=lambda index: frames[index])
-        told = some(f"{videos[index]} ({frames[index]})" for index in short)
-        what = f"clips are shorter than {clip_frames} frames, and their last frames are repeated"
-        remedy = "harmless if few; set clip_frames to what your model takes"
-        findings.append(Finding("frames", "note", what, len(short), told, remedy))
-    if set(frames) == {SAMPLED_FRAMES} and manifest.classes:
-        what = f"every clip has exactly {SAMPLED_FRAMES} frames, as time-normalised copies have"
-        remedy = "prepare whole clips: released checkpoints reach 46/50 instead of 63/75 on such copies of DFEW"
-        findings.append(Finding("frames", "warning", what, len(frames), remedy=remedy))
-    return findings
-
-
-def _looks(inputs: dict[str, dict[str, Any]]) -> list[Finding]:
-    findings = []
-    for dataset, of in inputs.items():
-        told = some(f"{size['width']}x{size['height']} ({size['clips']:,})" for size in of["sizes"])
-        if len(of["sizes"]) > 1:
-            what = f"sizes of frames in {dataset}"
-            remedy = "clips are resized to the model's square: unequal shapes are distorted unequally"
-            findings.append(Finding("sizes", "note", what, len(told), told, remedy))
-        rates = [rate["fps"] for rate in of["fps"] if rate["fps"]]
-        if len(rates) > 1 and max(rates) > 1.2 * min(rates):
-            told = some(f"{rate['fps'] or 'unknown'} ({rate['clips']:,})" for rate in of["fps"])
-            what = f"frame rates in {dataset}: a stride in frames is another time for each"
-            findings.append(Finding("fps", "warning", what, len(of["fps"]), told, "bring the clips to one rate"))
-    return findings

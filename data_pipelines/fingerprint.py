@@ -149,8 +149,8 @@ def measured_faces(manifest: Manifest, path: str | Path) -> dict[str, Any] | Non
         return None
     if told.get("fingerprint") != manifest.fingerprint():
         return None
-    faces: dict[str, Any] | None = told.get("faces")
-    return faces
+    faces = told.get("faces")
+    return faces and {name: faces[name] for name in ("clips", "without", "shares")}
 
 
 def _ending(suffixes: frozenset[str]) -> str:

@@ -5,8 +5,9 @@
 
 Checks persons and files shared between train, validation and test of every fold, validation that equals test,
 duplicates (also encoded anew, or at another size), labels and class lists that contradict one another, classes that a
-fold lacks, unreadable files, lengths, sizes and frame rates. Prints what was found, and writes `audit.json` and one
-page `audit.html` with strips of frames; without --output into MANIFEST_audit beside the manifest.
+fold lacks, unreadable files, lengths, sizes and frame rates and, where the detector is installed, how much of the frame
+faces fill. Prints what was found, and writes `audit.json` and one page `audit.html` with strips of frames; without
+--output into MANIFEST_audit beside the manifest, where runs look for what it measured of the faces.
 
 The exit code is 0 where there is no error (warnings are none), 1 where there is one, 2 where the call was wrong.
 """
@@ -24,6 +25,7 @@ from mien.data_pipelines import decode
 from mien.data_pipelines.audit import Audit, CheckConfig, audit
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.duplicates import moments
+from mien.data_pipelines.fingerprint import fingerprint
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import locate
 from mien.platform import pictures
@@ -99,6 +101,8 @@ def record(manifest: Manifest, found: Audit, config: AuditConfig, output: Path) 
         "unreadable": [clip(manifest, row) | {"reason": reason} for row, reason in found.unreadable],
         "class_counts": found.class_counts,
         "inputs": found.inputs,
+        "faces": found.faces,
+        "data": fingerprint(manifest) | {"faces": found.faces},
         "examples": examples,
     }
 

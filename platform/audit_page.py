@@ -149,11 +149,15 @@ def _inputs(record: Record, folder: Path) -> Section:
         lengths = f"{frames['min']:,} · {frames['median']:,.0f} · {frames['max']:,}"
         sizes = _first([f"{size['width']}x{size['height']} ({size['clips']:,})" for size in of["sizes"]])
         rates = _first([f"{rate['fps'] or 'unknown'} ({rate['clips']:,})" for rate in of["fps"]])
-        rows.append([name, f"{of['clips']:,}", lengths, sizes, rates])
+        rows.append([name, f"{of['clips']:,}", lengths, sizes, rates, *_faces(record, name)])
     caption = "What scores depend on besides the model. Frames are the shortest, the median and the longest clip's; "
     caption += "numbers of clips are in brackets."
     header = ["dataset", "clips", "frames", "sizes in pixels", "frames a second"]
-    parts = [table(header, rows, "lnlww", caption=caption)]
+    if seen := record["faces"]:
+        header += ["face's share", "no face"]
+        caption += " The face's share of the frame is the median, and where nine tenths of the clips lie; "
+        caption += f"{seen['clips']:,} clips were looked at, in the middle of each."
+    parts = [table(header, rows, "lnlwwln"[: len(header)], caption=caption)]
     shown = [
         figure(_picture(folder / one["picture"], f"frames of {one['video']}"), join(one["video"], _class(one, False)))
         for one in record["examples"]
@@ -162,6 +166,17 @@ def _inputs(record: Record, folder: Path) -> Section:
         parts += [paragraph("The first clip of each class:" if record["classes"] else "Some of the clips:")]
         parts += [Html(f'<div class="shots">{"".join(shown)}</div>')]
     return Section("What goes in", tuple(parts))
+
+
+def _faces(record: Record, dataset: str) -> list[str | None]:
+    """Return how much of the frame faces fill and how many clips have none, where that was measured."""
+    if not record["faces"]:
+        return []
+    of = record["faces"]["datasets"].get(dataset)
+    if of is None:  # none of the clips that were looked at is of this dataset
+        return [None, None]
+    _, low, _, median, _, high, _ = of["shares"] or [None] * 7
+    return [median and f"{median:.2f} ({low:.2f} to {high:.2f})", f"{of['without']:.0%}"]
 
 
 def _first(words: Sequence[str], most: int = 6) -> str:

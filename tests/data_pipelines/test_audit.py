@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mien.data_pipelines import duplicates
+from mien.data_pipelines import audit_faces, duplicates
 from mien.data_pipelines.audit import Audit, CheckConfig, audit
 from mien.data_pipelines.audit_parts import known_classes
+from mien.data_pipelines.face_detector import DetectorMissingError
 from mien.data_pipelines.findings import Finding
 from mien.data_pipelines.manifest import Manifest, Rejected, build
 from mien.data_pipelines.preparers import DATASETS
@@ -21,6 +22,16 @@ from mien.data_pipelines.splits import SplitConfig
 CLASSES = ("a", "b", "c")
 FRAMES, SIZE = 20, 64
 Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def no_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let findings be the same whether the detector is installed or not: these clips show no faces."""
+
+    def absent(_: float) -> audit_faces.Detector:
+        raise DetectorMissingError
+
+    monkeypatch.setitem(audit_faces.DETECTORS, "centerface", absent)
 
 
 def pictures(seed: int, moving: bool = True) -> np.ndarray:

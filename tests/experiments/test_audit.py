@@ -9,12 +9,25 @@ from pathlib import Path
 from subprocess import Popen
 
 import cv2
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from mien.data_pipelines import audit_faces
+from mien.data_pipelines.fingerprint import fingerprint
 from mien.data_pipelines.manifest import SCHEMA, Manifest, build
 from mien.experiments import audit
 from mien.platform.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a face be found in the left half of every frame: the real detector is optional, and slow."""
+
+    def left_half(picture: np.ndarray) -> np.ndarray:
+        return np.array([[0, 0, picture.shape[1] / 2, picture.shape[0], 0.9]], np.float32)
+
+    monkeypatch.setitem(audit_faces.DETECTORS, "centerface", lambda _: left_half)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +74,21 @@ def test_a_clean_world_has_no_errors(
     assert record["fingerprint"] == Manifest.read(world / f"{name}.parquet").fingerprint()
     page = (tmp_path / "audit.html").read_text()
     assert "No errors" in page and page.count("<img") == len(record["examples"]) > 0
+
+
+def test_what_an_audit_measures_of_faces_is_on_its_page_and_in_the_fingerprints_of_later_runs(
+    world: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest.read(world / "manifest.parquet")
+    manifest.write(tmp_path / "clips.parquet")
+    assert fingerprint(manifest, path=tmp_path / "clips.parquet")["faces"] is None
+    audit.main([str(tmp_path / "clips.parquet"), "faces=20"])
+    page = words((tmp_path / "clips_audit" / "audit.html").read_text())
+    assert "face's share" in page and "0.50 (0.50 to 0.50)" in page and "20 clips were looked at" in page
+    known = fingerprint(manifest, path=tmp_path / "clips.parquet")["faces"]
+    assert known == {"clips": 20, "without": 0, "shares": [0.5] * 7}
+    record = json.loads((tmp_path / "clips_audit" / "audit.json").read_text())
+    assert record["data"]["manifest"] == record["fingerprint"] and record["data"]["frames"] == [4] * 7
 
 
 def test_planted_faults_are_found_shown_and_end_with_exit_code_1(
