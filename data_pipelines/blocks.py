@@ -114,14 +114,16 @@ class Execution:
 
     def batches(self, batch_size: int, batches_per_block: float) -> Iterator[Batch]:
         """Yield the blocks' rows as batches that own their memory; only the last may be smaller."""
-        starts = iter(range(0, self.tasks, self.config.segment_blocks))
+        blocks_per_batch = max(round(1 / batches_per_block), 1)
+        length = math.ceil(self.config.segment_blocks / blocks_per_batch) * blocks_per_batch  # whole batches
+        starts = iter(range(0, self.tasks, length))
         running: list[Segment] = []
         try:
             while True:
                 if not running or (len(running) == 1 and running[0].left <= self.ahead * batches_per_block):
                     start = next(starts, None)
                     if start is not None:
-                        running.append(self._segment(start, batch_size, batches_per_block))
+                        running.append(self._segment(start, start + length, batch_size, batches_per_block))
                     elif not running:
                         return
                 batch = self._take(running[0])
@@ -138,9 +140,8 @@ class Execution:
         """Return how many blocks may be ready or in work at a time."""
         return self.config.ahead_blocks or 4 + int(2 * ray.cluster_resources().get("CPU", 0) / self.workers)
 
-    def _segment(self, start: int, batch_size: int, batches_per_block: float) -> "Segment":
-        stop = min(start + self.config.segment_blocks, self.tasks)
-        tasks = [self.task(number) for number in range(start, stop)]
+    def _segment(self, start: int, stop: int, batch_size: int, batches_per_block: float) -> "Segment":
+        tasks = [self.task(number) for number in range(start, min(stop, self.tasks))]
         with DataContext.current(self._context()):
             dataset = ray.data.read_datasource(
                 Blocks(tasks, self.block_bytes), override_num_blocks=len(tasks), num_cpus=self.config.task_cpus

@@ -5,7 +5,7 @@ clips and no shuffle: a data task is given the numbers of the positions it reads
 every global batch, so step s holds the same clips whatever n is, and a run resumes at any step by counting.
 
 Every worker drives its own Ray Data execution (`blocks.py`). A clip that cannot be decoded keeps its place in a block,
-because rows share a shape, and is taken out before the trainer sees the batch.
+because rows share a shape, and is taken out before the trainer sees the batch; one that ends its process too.
 """
 
 import math
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from mien.data_pipelines.attempts import Attempts
 from mien.data_pipelines.blocks import Block, Execution, StreamConfig, Task, as_block, clips_per_block, stalled
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest
@@ -25,19 +26,19 @@ from mien.data_pipelines.reading import (
     EvaluationDecodeError,
     ReadConfig,
     load_manifest,
+    locate,
     read_train,
     read_views,
     unknown_gaze,
 )
 from mien.data_pipelines.sampling import stream as positions_of
-from mien.data_pipelines.unreadable import DropCount, Dropped
+from mien.data_pipelines.unreadable import WORDS, DropCount, Dropped, dropped_of
 from mien.data_pipelines.windows import FrameLine, read_line
 
 if TYPE_CHECKING:  # data tasks import this file too, and need no torch: a second and 150 MiB for each of them
     import torch
 
 CHUNK_ROWS = 512  # clips of one shared object; some 64 MiB of DFEW's frames
-WORDS = ("video", "path", "reason")  # columns that tell why a clip is not there
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def stream(
     count = DropCount(config, "stream")
     execution = Execution(task, math.ceil((last - first) / clips), clips * _clip_bytes(read), config, world_size)
     for batch in execution.batches(len(share), batches_per_block=clips / len(share)):
-        dropped = _dropped(batch)
+        dropped = dropped_of(batch)
         count.add(len(batch["ok"]), dropped)
         yield _tensors(batch), dropped
 
@@ -127,7 +128,7 @@ def evaluation_views(
     failures: list[DecodeError] = []
     execution = Execution(task, math.ceil(len(rows) / videos), videos * views * _clip_bytes(read), config, workers=1)
     for batch in execution.batches(batch_size, batches_per_block=videos * views / batch_size):
-        failures += [DecodeError(dropped["path"], dropped["reason"]) for dropped in _dropped(batch)]
+        failures += [DecodeError(dropped["path"], dropped["reason"]) for dropped in dropped_of(batch)]
         if not failures:
             yield _tensors(batch)
     if failures:
@@ -157,20 +158,23 @@ def video_frames(
 
 def _read_frames(begin: int, end: int, table: ray.ObjectRef, read: ReadConfig) -> list[Block]:
     manifest, line = ray.get(table)
-    return [as_block(read_line(manifest, line, begin, end, read))]
+    with Attempts(f"{table.hex()}-{begin}") as attempts:
+        return [as_block(read_line(manifest, line, begin, end, read, attempts))]
 
 
 def _read_clips(begin: int, end: int, table: ray.ObjectRef, share: Share, read: ReadConfig) -> list[Block]:
     """Return a worker's clips number begin..end-1 as a block; runs in a data task."""
     manifest, rows = ray.get(table)
     examples = []
-    for position, index, draw in share.places(begin, end, rows):
-        row = manifest.row(index)
-        try:
-            example = _readable(read_train(row, index, draw, read))
-        except DecodeError as error:
-            example = _unreadable(row, index, draw, error, read)
-        examples.append(example | {"position": np.int64(position)})
+    with Attempts(f"{table.hex()}-{begin}") as attempts:
+        for position, index, draw in share.places(begin, end, rows):
+            row = manifest.row(index)
+            try:
+                with attempts.at(position, locate(row, read.root)):
+                    example = _readable(read_train(row, index, draw, read))
+            except DecodeError as error:
+                example = _unreadable(row, index, draw, error, read)
+            examples.append(example | {"position": np.int64(position)})
     return [_block(examples)]
 
 
@@ -178,12 +182,14 @@ def _read_views(begin: int, end: int, table: ray.ObjectRef, read: ReadConfig) ->
     """Return the views of rows number begin..end-1 as a block; runs in a data task."""
     manifest, rows = ray.get(table)
     examples = []
-    for index in rows[begin:end].tolist():
-        row = manifest.row(index)
-        try:
-            examples += [_readable(view) for view in read_views(row, index, read)]
-        except DecodeError as error:
-            examples.append(_unreadable(row, index, 0, error, read) | {"view": np.int64(0)})
+    with Attempts(f"{table.hex()}-{begin}") as attempts:
+        for index in rows[begin:end].tolist():
+            row = manifest.row(index)
+            try:
+                with attempts.at(index, locate(row, read.root)):
+                    examples += [_readable(view) for view in read_views(row, index, read)]
+            except DecodeError as error:
+                examples.append(_unreadable(row, index, 0, error, read) | {"view": np.int64(0)})
     return [_block(examples)]
 
 
@@ -213,16 +219,6 @@ def _block(examples: Sequence[dict[str, Any]]) -> Block:
     return as_block(
         {name: np.array(values, object) if name in WORDS else np.stack(values) for name, values in columns.items()}
     )
-
-
-def _dropped(batch: Batch) -> list[Dropped]:
-    """Return a record for each clip that holds only a place."""
-    return [
-        {"row": int(batch["row"][place])}
-        | {word: str(batch[word][place]) for word in WORDS}
-        | ({"position": int(batch["position"][place])} if "position" in batch else {})
-        for place in np.flatnonzero(~batch["ok"])
-    ]
 
 
 def _tensors(batch: Batch) -> dict[str, "torch.Tensor"]:

@@ -13,6 +13,7 @@ import numpy as np
 from mien.data_pipelines import decode, shards
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.duplicates import FRAMES, SIDE, moments, thumbnails
+from mien.data_pipelines.isolation import isolated
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import locate
 from mien.data_pipelines.threads import in_order
@@ -73,8 +74,14 @@ def contents(manifest: Manifest, every_frame: bool, threads: int, advance: Advan
 
 def content(row: dict[str, Any], root: str, every_frame: bool, known: dict[Path, bytes]) -> Content:
     """Return what one row's file holds; raises DecodeError. `known` remembers the digests of files."""
-    path, start, frames = locate(row, root), row["start"], row["frames"]
-    size = (row["height"], row["width"])
+    path = locate(row, root)
+    size, shown, several = isolated(path, _shown, path, row, every_frame)
+    return Content(_digest(path, row["start"], row["frames"], known), shown, *size, several_sizes=several)
+
+
+def _shown(path: str | Path, row: dict[str, Any], every_frame: bool) -> tuple[tuple[int, int], np.ndarray, bool]:
+    """Return height and width, thumbnails, and whether the frames differ in size; raises DecodeError."""
+    start, frames, size = row["start"], row["frames"], (row["height"], row["width"])
     seen: set[tuple[int, ...]] = set()
     if every_frame:
         for begin in range(0, frames, FRAMES_AT_ONCE):
@@ -82,7 +89,7 @@ def content(row: dict[str, Any], root: str, every_frame: bool, known: dict[Path,
     pictures, sizes = _read(path, start + moments(frames), size)
     several = len(seen | sizes) > 1
     height, width = size if several else pictures.shape[1:3]
-    return Content(_digest(path, start, frames, known), thumbnails(pictures), height, width, several)
+    return (height, width), thumbnails(pictures), several
 
 
 def _read(path: str | Path, indices: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, set[tuple[int, ...]]]:

@@ -1,27 +1,29 @@
 """A file or a folder of frames, and frame indices, to uint8 pictures `(t, h, w, c)` in RGB; or a DecodeError.
 
 Four sources look alike: a video file, a folder of frame images in natural order (2.jpg before 10.jpg), one image, which
-is a video of one frame, and a clip in a shard (`shards`), which holds one of these. Folders and images are read by
-OpenCV here, videos in `video_files`.
+is a video of one frame, and a clip in a shard (`shards`), which holds one of these. `image_files` decodes images,
+`video_files` videos.
 
 `load` keeps a clip's files encoded, and `pack` many of them in one array, so that the trials of a study can share a
 dataset through the object store and decode it themselves.
 """
 
+import errno
 import re
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from mien.data_pipelines import shards
-from mien.data_pipelines.video_files import Bytes, DecodeError, Probe, check_length, probe_video, read_video
+from mien.data_pipelines.image_files import HEAD_BYTES, IMAGES, header_size, picture
+from mien.data_pipelines.video_files import Bytes, DecodeError, Probe, check_length, check_size, probe_video, read_video
 
-cv2.setNumThreads(1)  # clips are read side by side; threads inside one small frame only get in each other's way
-
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+__all__ = ["IMAGES", "DecodeError", "Encoded", "Packed", "Probe", "frame_files", "load", "pack", "probe", "read"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def _listed(path: Path) -> list[Path]:
     """Return the images of a folder, or the one image that `path` is."""
     if not path.is_dir():
         return [path]
-    files = frame_files(path)
+    try:
+        files = frame_files(path)
+    except OSError as error:
+        raise DecodeError(path, f"cannot be read: {error.strerror}") from error
     if not files:
         raise DecodeError(path, f"a frame folder must hold images ({', '.join(sorted(IMAGES))}), but there is none")
     return files
@@ -166,28 +171,27 @@ def frame_size(image: Path) -> tuple[int, int]:
 
 
 def _written_size(image: Path) -> tuple[int, int] | None:
-    """Return height and width as a JPEG's or PNG's header gives them; None where there is no such header."""
+    """Return height and width as an image's header gives them; None where there is no such header."""
     try:
-        with image.open("rb") as stream:
-            head = stream.read(24)
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
-                return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-            if not head.startswith(b"\xff\xd8"):
-                return None
-            stream.seek(2)
-            while len(head := stream.read(4)) == 4 and head[0] == 0xFF:  # a segment: 0xFF, its kind, its length
-                if 0xC0 <= head[1] <= 0xCF and head[1] not in (0xC4, 0xC8, 0xCC):  # kinds that begin a picture
-                    sides = stream.read(5)[1:]  # behind a byte for the depth; a file may end here
-                    return (int.from_bytes(sides[:2], "big"), int.from_bytes(sides[2:], "big")) if sides[3:] else None
-                stream.seek(int.from_bytes(head[2:], "big") - 2, 1)
+        with _opened(image) as stream:
+            head = stream.read(HEAD_BYTES)
+            size = header_size(head)
+            return size if size or len(head) < HEAD_BYTES else header_size(head + stream.read())
     except OSError:
-        pass  # reading it will say why
-    return None
+        return None  # reading it will say why
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file; raises OSError for anything else: to open a pipe could take for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is not a file")
+    return path.open("rb")
 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with _opened(path) as stream:
+            return stream.read()
     except OSError as error:
         raise DecodeError(path, f"cannot be read: {error.strerror}") from error
 
@@ -203,26 +207,19 @@ def _read_encoded(source: Encoded, wanted: np.ndarray, size: tuple[int, int] | N
     return _pictures(source.path, files, size)
 
 
-def _pictures(path: str, files: Iterable[tuple[str, Bytes]], size: tuple[int, int] | None = None) -> np.ndarray:
+def _pictures(path: str, files: Sequence[tuple[str, Bytes]], size: tuple[int, int] | None = None) -> np.ndarray:
     """Return images, each a name and its bytes, as one array; they must share one size, or are given `size`."""
-    files = list(files)
-    frames = None
-    for place, (name, content) in enumerate(files):
-        if not len(content):
-            raise DecodeError(path, f"{name} is empty (0 bytes)")
-        frame = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if frame is None:
-            raise DecodeError(path, f"{name} is not an image that can be decoded")
+    frames: list[np.ndarray] = []
+    for name, content in files:
+        frame = picture(path, name, content)
         if size is not None and frame.shape[:2] != size:
             shrinks = frame.shape[0] * frame.shape[1] > size[0] * size[1]
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        if frames is None:
-            frames = np.empty((len(files), *frame.shape), np.uint8)
-        elif frame.shape != frames.shape[1:]:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], frame.shape)]
-            raise DecodeError(
-                path, f"frames must be of one size, but {files[0][0]} is {sizes[0]} and {name} is {sizes[1]}"
-            )
-        frames[place] = frame  # while it is in the cache: stacking all in the end took a tenth of the time
-    assert frames is not None, "no files"
-    return frames
+        if not frames:
+            check_size(path, frame.shape[0], frame.shape[1], len(files))
+        elif frame.shape != frames[0].shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frames[0].shape, frame.shape)]
+            told = f"but {files[0][0]} is {sizes[0]} and {name} is {sizes[1]}"
+            raise DecodeError(path, f"frames must be of one size, {told}")
+        frames.append(frame)
+    return np.stack(frames)

@@ -1,12 +1,17 @@
-"""What readers of raw datasets share: files looked at side by side, and the error for a layout that is not there."""
+"""What readers of raw datasets share: files looked at side by side, and the error for a layout that is not there.
+
+Here files are met for the first time, so each is looked at in another process, with limits (`isolation`).
+"""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mien.data_pipelines.decode import DecodeError, Probe, probe
+from mien.data_pipelines.isolation import isolated
 from mien.data_pipelines.manifest import Rejected
 from mien.data_pipelines.threads import in_order
 
+FILES_PER_PROCESS = 32  # below this, a process costs more to start than it saves
 Progress = Callable[[int, int], None]  # files looked at so far, files in all
 
 
@@ -19,10 +24,11 @@ def probe_all(
 ) -> dict[str, Probe | DecodeError]:
     """Return length and size of every path under `root`, or why it cannot be read."""
     paths = list(dict.fromkeys(paths))
+    threads = min(threads, 1 + len(paths) // FILES_PER_PROCESS)
 
     def look(path: str) -> Probe | DecodeError:
         try:
-            return probe(root / path)
+            return isolated(root / path, probe, root / path)
         except DecodeError as error:
             return error
 

@@ -3,12 +3,14 @@
 The same rule holds for the stream through Ray (`clips.py`) and for the one without (`reading.local_batches`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 Dropped = dict[str, Any]  # row, video, path, reason, position: one line of dropped.jsonl
+WORDS = ("video", "path", "reason")  # columns that tell why a clip is not there
 SHOWN = 10  # clips that an error names
 
 
@@ -21,6 +23,16 @@ class DropLimit(BaseModel, frozen=True, extra="forbid"):
 
 class DroppedTooManyError(ValueError):
     """More clips than `max_dropped_ratio` cannot be read, or none of a batch."""
+
+
+def dropped_of(batch: Mapping[str, np.ndarray]) -> list[Dropped]:
+    """Return a record for each clip of a batch from Ray that is not `ok`: it holds only a place."""
+    return [
+        {"row": int(batch["row"][place])}
+        | {word: str(batch[word][place]) for word in WORDS}
+        | ({"position": int(batch["position"][place])} if "position" in batch else {})
+        for place in np.flatnonzero(~batch["ok"])
+    ]
 
 
 class DropCount:

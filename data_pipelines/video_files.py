@@ -73,6 +73,11 @@ def probe_video(path: str) -> Probe:
         return Probe(frames, video.rate, *size)
 
 
+def time_limit(size: int) -> float:
+    """Return the seconds that a file of `size` bytes may take to be read."""
+    return SECONDS + size / 2**20
+
+
 def check_length(path: str, frames: int, wanted: np.ndarray) -> None:
     """Raise DecodeError unless a source of `frames` frames holds those `wanted`, ascending."""
     if wanted[-1] >= frames:
@@ -82,7 +87,7 @@ def check_length(path: str, frames: int, wanted: np.ndarray) -> None:
         raise DecodeError(path, reason)
 
 
-def check_size(path: str, height: int, width: int, frames: int = 1) -> None:
+def check_size(path: str | Path, height: int, width: int, frames: int = 1) -> None:
     """Raise DecodeError for frames that only a damaged header has, or that do not fit into memory together."""
     if height * width > MAX_PIXELS:
         raise DecodeError(path, f"says that its frames are {width}x{height}; more than {MAX_PIXELS:,} pixels are not")
@@ -145,7 +150,7 @@ def _opened_video(path: str, content: Bytes | None) -> Iterator["_Video"]:
         stream.seek(0)
         try:
             with av.open(stream, "r", container_options=CONTAINERS, metadata_errors="replace") as container:
-                yield _Video(path, container, SECONDS + size / 2**20)
+                yield _Video(path, container, time_limit(size))
         except av.FFmpegError as error:
             raise DecodeError(path, f"cannot be decoded as a video: {error.strerror}") from error
 

@@ -9,13 +9,15 @@ window spans and a block has. Windows of a run's own stride are what it saw whil
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 
+from mien.data_pipelines.attempts import Attempts
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.manifest import Manifest
-from mien.data_pipelines.reading import Batch, ReadConfig, read_frames
+from mien.data_pipelines.reading import Batch, ReadConfig, locate, read_frames
 from mien.data_pipelines.unreadable import Dropped
 
 
@@ -46,7 +48,9 @@ class FrameLine(NamedTuple):
             begin, place = stop, place + 1
 
 
-def read_line(manifest: Manifest, line: FrameLine, begin: int, end: int, read: ReadConfig) -> Batch:
+def read_line(
+    manifest: Manifest, line: FrameLine, begin: int, end: int, read: ReadConfig, attempts: Attempts | None = None
+) -> Batch:
     """Return the frames begin..end-1 of the line: `image` uint8 (n, h, w, c), `row`, `frame` (from 0 in its clip).
 
     `ok` is false for frames of a piece that cannot be decoded, with `video`, `path` and `reason`; their image is only
@@ -57,7 +61,8 @@ def read_line(manifest: Manifest, line: FrameLine, begin: int, end: int, read: R
         row, count = manifest.row(index), last - first
         words = {"video": "", "path": "", "reason": ""}
         try:
-            image = read_frames(row, first, last, read)
+            with attempts.at(index, locate(row, read.root)) if attempts else nullcontext():
+                image = read_frames(row, first, last, read)
         except DecodeError as error:
             image = np.zeros((count, read.size, read.size, 3), np.uint8)
             words = {"video": row["video"], "path": error.path, "reason": error.reason}

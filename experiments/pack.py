@@ -20,6 +20,7 @@ Ray Data runs a task for each part of the clips; on a cluster of several machine
 
 import json
 import math
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 from pydantic import Field
 
 from mien.data_pipelines import packing
+from mien.data_pipelines.attempts import Attempts
 from mien.data_pipelines.blocks import MIB, Block, Execution, StreamConfig, Task, as_block
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.packing import Clip, PackConfig
@@ -81,11 +83,12 @@ def pack(config: ProgramConfig, output: Path) -> Manifest:
 def run_parts(config: ProgramConfig, parts: Sequence[tuple[int, Sequence[Clip]]], output: Path) -> None:
     """Pack parts by Ray Data, a task each."""
     stream = StreamConfig(task_cpus=config.task_cpus, stall_seconds=config.stall_seconds)
+    run = uuid.uuid4().hex
     settings = PackConfig(**config.model_dump(include=set(PackConfig.model_fields)))
 
     def task(index: int) -> Task:
         number, clips = parts[index]
-        return Task(partial(run_part, clips, number, settings, output), rows=1)
+        return Task(partial(run_part, clips, number, settings, output, run), rows=1)
 
     execution = Execution(task, len(parts), block_bytes=MIB, config=stream, workers=1)
     with progress("packing", sum(len(clips) for _, clips in parts), "clips") as bar:
@@ -93,9 +96,10 @@ def run_parts(config: ProgramConfig, parts: Sequence[tuple[int, Sequence[Clip]]]
             bar.advance(int(done["packed"][0] + done["rejected"][0]), rejected=int(done["rejected"][0]))
 
 
-def run_part(clips: Sequence[Clip], number: int, config: PackConfig, output: Path) -> list[Block]:
+def run_part(clips: Sequence[Clip], number: int, config: PackConfig, output: Path, run: str) -> list[Block]:
     """Pack a part, and return its counts as a block; runs in a data task."""
-    counts = packing.pack_part(clips, number, config, output)
+    with Attempts(f"{run}-{number}") as attempts:
+        counts = packing.pack_part(clips, number, config, output, attempts)
     return [as_block({name: np.array([count], np.int64) for name, count in counts.items()})]
 
 

@@ -1,5 +1,7 @@
 """The Ray stream holds the clips of the local one, for any blocks, workers and start; and it never waits for ever."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,3 +208,46 @@ def test_a_stream_that_is_left_early_stops_working(manifest: Manifest, read: Rea
     while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < until:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == 4
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_batches_larger_than_a_segments_blocks_are_whole(manifest: Manifest, read: ReadConfig) -> None:
+    expected = [arrays(batch) for batch, _ in local_batches(manifest, range(CLIPS), 9, 3, read, steps=3)]
+    found = [arrays(batch) for batch, _ in stream(manifest, range(CLIPS), read, CONFIG, seed=3, batch_size=9, steps=3)]
+    assert len(found) == 3 and all(map(same, expected, found))  # three blocks each, two to a segment
+
+
+class Deadly(Manifest):
+    """A manifest of which two rows end the process that reads them, as a decoder might."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        return End() if index in (2, 5) else super().row(index)
+
+
+class End(dict[str, Any]):
+    def __getitem__(self, name: str) -> Any:
+        if name == "frames":
+            os.abort()
+        return {"path": "deadly.mp4", "video": "deadly"}[name]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_clips_that_end_the_process_of_their_task_are_dropped_with_a_reason(
+    manifest: Manifest, read: ReadConfig
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    deadly = Deadly(**vars(manifest))
+    tolerant = CONFIG.model_copy(update={"max_dropped_ratio": 0.5})
+    expected = [arrays(batch) for batch, _ in local_batches(manifest, range(CLIPS), 7, 1, read, steps=1)]
+    found = list(stream(deadly, range(CLIPS), read, tolerant, seed=1, batch_size=7, steps=1))
+    ((batch, dropped),) = found
+    assert sorted(clip["row"] for clip in dropped) == [2, 5]
+    assert {clip["reason"] for clip in dropped} == {"ended the process that read it, or hung, 2 times: it is given up"}
+    kept = ~np.isin(expected[0]["row"], (2, 5))
+    assert same({name: values[kept] for name, values in expected[0].items()}, arrays(batch))
+
+    with pytest.raises(EvaluationDecodeError, match=r"2 are not") as caught:
+        list(evaluation_views(deadly, range(CLIPS), read, CONFIG, batch_size=4))
+    assert [Path(failure.path).name for failure in caught.value.failures] == ["deadly.mp4"] * 2

@@ -1,4 +1,4 @@
-"""A video gives the same frames however they are asked for, upright; a claim in its header costs no memory and no time."""
+"""A video gives the same frames however they are asked for, upright; what its header claims takes no memory or time."""
 
 import os
 import struct

@@ -1,0 +1,66 @@
+"""Which clip a data task was at when its process ended, so that the task's next attempt can pass it over.
+
+Ray runs a task again whose process died, without end, and a clip that no process survives would be tried for ever. So a
+task writes down what it is about to read, in a small file on its machine; the next attempt finds it there. A clip at
+which two attempts ended is given up with a DecodeError, like any other that cannot be read. Two, because a process may
+end for other reasons, such as a machine out of memory. A clip that hangs ends its process after twice the time that
+its decoder would allow it. Files of tasks that ended well are removed.
+"""
+
+import faulthandler
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+from mien.data_pipelines.video_files import DecodeError, time_limit
+
+DEATHS = 2  # attempts that may end at a clip
+_BEGUN, _DONE = b"=", b"."  # lines between the clips' names: an attempt begins; the clip named before was survived
+
+
+class Attempts:
+    """The attempts of one data task, `name`, which no other task of any run has."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self._file = (folder or Path(tempfile.gettempdir()) / f"mien-attempts-{os.getuid()}") / name
+        self._deaths: Counter[bytes] = Counter()
+        self._log = -1
+
+    def __enter__(self) -> "Attempts":
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._log = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        lines = os.read(self._log, self._file.stat().st_size + 1).splitlines()
+        ends = [last for last, following in pairwise([*lines, _BEGUN]) if following == _BEGUN]
+        self._deaths.update(last for last in ends if last not in (_BEGUN, _DONE))
+        os.write(self._log, _BEGUN + b"\n")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._log)
+        self._file.unlink(missing_ok=True)
+
+    @contextmanager
+    def at(self, clip: int, path: str | Path) -> Iterator[None]:
+        """Read clip number `clip`, the file `path`; raises DecodeError where that ended the process too often."""
+        name = str(clip).encode()
+        if self._deaths[name] >= DEATHS:
+            raise DecodeError(path, f"ended the process that read it, or hung, {DEATHS} times: it is given up")
+        os.write(self._log, name + b"\n")
+        faulthandler.dump_traceback_later(2 * time_limit(_size(path)), exit=True, file=2)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            os.write(self._log, _DONE + b"\n")
+
+
+def _size(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # a clip in a shard, or missing
