@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.models.attention import Norm
+from mien.models.attention import Norm, initialise
 from mien.models.lgi_former import LgiFormer, LgiFormerConfig
+from mien.models.lora import LoraConfig, add_adapters
 from mien.models.mamba import NORM_EPS, Mamba, MambaConfig
 from mien.models.patches import TubeEmbedding, TubesConfig, check_clip, gather, position_table, standardise, to_tubes
 from mien.models.vit import Vit, VitConfig
@@ -139,7 +140,16 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     pool: Literal["region", "cls", "patch", "all"] = Field(
         "region", description="tokens averaged: the regions' messengers, the class token, the patches, or all there are"
     )
+    first_token: bool = Field(
+        False,
+        description="the first of the pool's tokens in place of their mean: published use_cls, without a class token",
+    )
     per_frame: bool = Field(False, description="one output for each frame: patches averaged over space only")
+    published_frames: bool = Field(
+        False,
+        description="per_frame over patches in the order of regions, which mixes frames, as its weights were trained",
+    )
+    lora: LoraConfig | None = Field(None, description="adapters in a frozen backbone; null: all of it is trained")
 
     @model_validator(mode="after")
     def _tokens_exist(self) -> "FeaturesConfig":
@@ -152,6 +162,10 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.per_frame and self.pool != "patch":
             raise ValueError(f"per_frame needs pool 'patch', but got {self.pool!r}: regions and messengers span frames")
+        if self.per_frame and self.first_token:
+            raise ValueError("per_frame averages over space, so there is no first token; turn per_frame or it off")
+        if self.published_frames and not (self.per_frame and self.backbone.region):
+            raise ValueError("published_frames is about per_frame and an encoder with regions; turn it off")
         return self
 
 
@@ -161,24 +175,37 @@ class FeatureTask(Task):
     def __init__(self, config: FeaturesConfig) -> None:
         super().__init__(config.backbone)
         self.pool = config.pool
+        self.first_token = config.first_token
         self.per_frame = config.per_frame
+        self.published_frames = config.published_frames
+        self.lora = config.lora
         self.width = config.backbone.encoder.width
         self.fc_norm = final_norm(config.backbone.encoder)
+
+    def begin(self) -> None:
+        """Draw the first weights; adapters after them, so that the model with new ones is the model without."""
+        initialise(self, "normal")
+        if self.lora is not None:
+            add_adapters(self.backbone, self.lora, self.num_layers)
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the features (b, d) of batch["clip"] (b, t, h, w, c) in 0..255; (b, t, d) with per_frame."""
         tubes = self.backbone.config.tubes
         check_clip(batch["clip"], tubes)
         patches, messengers = self.backbone(standardise(batch["clip"]))
+        if self.published_frames and isinstance(self.backbone.encoder, LgiFormer):
+            patches = self.backbone.encoder.in_regions(patches).flatten(1, 2)
         if self.per_frame:
             steps = rearrange(patches, "b (t s) d -> b t s d", t=tubes.grid[0]).mean(dim=2)
             stretched = F.interpolate(steps.transpose(1, 2), size=tubes.frames, mode="linear", align_corners=False)
             return self.fc_norm(stretched.transpose(1, 2))
         if self.pool == "patch":
-            return self.fc_norm(patches.mean(dim=1))
-        if self.pool in ("region", "cls"):
-            return self.fc_norm(messengers.mean(dim=1))
-        return self.fc_norm(torch.cat([messengers, patches], dim=1).mean(dim=1))
+            tokens = patches
+        elif self.pool in ("region", "cls"):
+            tokens = messengers
+        else:
+            tokens = torch.cat([messengers, patches], dim=1)
+        return self.fc_norm(tokens[:, 0] if self.first_token else tokens.mean(dim=1))
 
 
 def for_each_row(values: Tensor, name: str, shape: torch.Size, tail: tuple[int, ...] = ()) -> Tensor:

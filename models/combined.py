@@ -13,7 +13,6 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from mien.models.attention import initialise
 from mien.models.backbone import FeatureTask, evaluating
 from mien.models.expression import ClassesConfig, class_loss, class_probabilities, scale_head
 from mien.models.gaze import GAZE_HEADS, AnglesConfig, gaze_angles, gaze_loss
@@ -37,7 +36,7 @@ class Combined(FeatureTask):
         self.config = config
         self.class_head = nn.Linear(self.width, config.num_classes)
         self.gaze_head = GAZE_HEADS[config.gaze_head](self.width, config)
-        initialise(self, "normal")
+        self.begin()
         scale_head(self.class_head, config.head_scale)
         scale_head(self.gaze_head, config.gaze_head_scale)
         # A head that nothing teaches is not to decay, nor to be waited for by parallel workers.

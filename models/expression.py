@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.models.attention import initialise
 from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, for_each_row, weighted_mean
 
 LABEL_KEYS = ("label", "partner_label", "partner_weight")
@@ -37,7 +36,7 @@ class Expression(FeatureTask):
         super().__init__(config)
         self.smoothing = config.smoothing
         self.head = nn.Linear(self.width, config.num_classes)
-        initialise(self, "normal")
+        self.begin()
         scale_head(self.head, config.head_scale)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.models.attention import initialise
 from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, for_each_row, weighted_mean
 from mien.models.expression import scale_head
 
@@ -129,7 +128,7 @@ class Gaze(FeatureTask):
         super().__init__(config)
         self.spread_scale_deg = config.spread_scale_deg
         self.head = GAZE_HEADS[config.gaze_head](self.width, config)
-        initialise(self, "normal")
+        self.begin()
         scale_head(self.head, config.gaze_head_scale)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

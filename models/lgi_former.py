@@ -141,7 +141,7 @@ class LgiFormer(nn.Module):
         are not equally many in all regions.
         """
         if keep is None:
-            tokens = rearrange(x, "b (nt t nh h nw w) d -> b (nt nh nw) (t h w) d", **self.counts, **self.sizes)
+            tokens = self.in_regions(x)
         else:
             order = self.region_order(keep)
             tokens = gather(x, order).unflatten(1, (self.num_regions, -1))
@@ -168,6 +168,10 @@ class LgiFormer(nn.Module):
                 f"use a window mask whose window is the region's (h, w) = {(self.sizes['h'], self.sizes['w'])}"
             )
         return region.argsort(dim=1, stable=True)
+
+    def in_regions(self, x: Tensor) -> Tensor:
+        """Return all tokens (b, n, d) region by region: (b, r, s, d)."""
+        return rearrange(x, "b (nt t nh h nw w) d -> b (nt nh nw) (t h w) d", **self.counts, **self.sizes)
 
     def _ungroup(self, tokens: Tensor) -> Tensor:
         """Bring the tokens (b, r, s, d) of whole regions back to raster order (b, n, d)."""
