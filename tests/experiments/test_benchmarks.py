@@ -4,9 +4,12 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mien.experiments.benchmarks import learning, memory
+from mien.data_pipelines.gaze_labels import with_gaze
+from mien.data_pipelines.manifest import build
+from mien.experiments.benchmarks import learning, memory, relabelling
 from mien.platform import config as settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,3 +70,28 @@ def test_memory_counts_this_process_and_flatness_compares_the_second_fifth_with_
     samples = [{"step": step, **kinds, "driver": 2.0 * step, "all": 2.0 * step} for step in range(100)]
     assert memory.flatness(samples, 100)["growth"] == 120
     assert memory.flatness(samples[:50], 100) == {}
+
+
+def test_students_learn_from_told_gaze_and_are_tested_on_the_true_one() -> None:
+    rows = [
+        {"video": str(n), "path": str(n), "dataset": "toy", "frames": 2, "height": 8, "width": 8, "fold": n + 1}
+        | {"pitch": 0.0, "yaw": n / 10}
+        for n in range(3)
+    ]
+    true = build(rows, (), "", "toy")
+    told = with_gaze(true, np.full((3, 2), 0.5), "told", np.array([0.125, 0.25, np.nan]))
+    made = relabelling.student_manifest(true, told, fold=2)
+    assert made.column("yaw") == [0.5, pytest.approx(0.1), 0.5] and made.column("pitch") == [0.5, 0, 0.5]
+    assert made.column("gaze_spread") == [0.125, None, None] and made.notes[-1] == "told; true in fold 2"
+
+
+def test_a_students_gain_is_the_degrees_by_which_its_error_is_smaller() -> None:
+    errors = {"truth": [5.0, 7.0], "told": [6.0, 8.5], "weighted": [6.5, 8.0], "none": [20.0, 22.5]}
+    by_arm = {
+        arm: [{"test/angular_error_deg": value, "test/uar": 0.5} for value in values] for arm, values in errors.items()
+    }
+    found = relabelling.figures([{"angular_error_deg": 3.0}, {"angular_error_deg": 5.0}], by_arm)
+    assert found["labels"]["angular_error_deg"]["mean"] == 4
+    assert found["gains_deg"]["told over none"]["seeds"] == [14, 14]
+    assert found["gains_deg"]["weighted over told"]["mean"] == 0
+    assert found["gains_deg"]["truth over told"]["seeds"] == [1, 1.5]

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from mien.data_pipelines.synthetic import WorldConfig
 from mien.experiments.benchmarks.learning import LearningConfig
+from mien.experiments.benchmarks.relabelling import RelabellingConfig
 from mien.experiments.finetune import FinetuneConfig
 from mien.experiments.pretrain import PretrainConfig
 from mien.experiments.tune_dfew import TuneConfig, try_space
@@ -19,6 +20,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "finetune": FinetuneConfig,
     "learning": LearningConfig,
     "pretrain": PretrainConfig,
+    "relabelling": RelabellingConfig,
     "study": TuneConfig,
     "tune": TuneConfig,
     "world": WorldConfig,
