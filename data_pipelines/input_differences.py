@@ -116,13 +116,15 @@ def _thinned(there: Fingerprint, here: Fingerprint) -> Difference | None:
         "clips thinned out to a model's frames beforehand run faster than it learned, and at a stride their last frame "
         "is repeated: released checkpoints reach UAR/WAR 46/50 instead of 63/75 on such copies of DFEW"
     )
+    if one > other:
+        effect = "the model learned clips as long as its own frames; of longer ones it sees other times and speeds"
     return Difference("frames a clip", _length(there), _length(here), effect)
 
 
 def _length(side: Fingerprint) -> str:
     if side["as_long_as_clip"] > 1 - SHARE:
         frames = (side.get("read") or {}).get("frames")
-        return f"exactly {frames} of {side['as_long_as_clip']:.0%} of the clips"
+        return f"exactly {frames} in {side['as_long_as_clip']:.0%} of the clips"
     median = _median(side, "frames")
     return "whole clips" if median is None else f"{median:.0f} (median)"
 

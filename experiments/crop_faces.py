@@ -156,8 +156,10 @@ def run(config: CropFacesConfig, output: Path) -> list[Record]:
         reasons = "".join(f"\n  {record['name']}: {record['reason']}" for record in records[:10])
         raise ConfigError(f"some video must show a face, but none of {len(records)} does:{reasons}")
     rejected = [Rejected(record["name"], record["reason"]) for record in records if not record["tracks"]]
+    of = config.faces
+    note = f"faces cropped by {of.detector}, margin {of.margin:g}, {of.size} pixels"
     with storing(output):
-        manifest.build(rows, classes, output, rows[0]["dataset"], rejected).write(output / "manifest.parquet")
+        manifest.build(rows, classes, output, rows[0]["dataset"], rejected, [note]).write(output / "manifest.parquet")
     return records
 
 

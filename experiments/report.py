@@ -14,7 +14,15 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines.manifest import Manifest, ManifestError
-from mien.platform import report_costs, report_data, report_results, report_runs, report_search, report_verdict
+from mien.platform import (
+    report_costs,
+    report_data,
+    report_inputs,
+    report_results,
+    report_runs,
+    report_search,
+    report_verdict,
+)
 from mien.platform.config import dump, parse, run_program
 from mien.platform.pages import Html, Section, gathered, page, paragraph
 from mien.platform.records import Run, Study, flat, read, read_run
@@ -53,6 +61,7 @@ def study_page(study: Study) -> str:
     sections = [
         *(report_results.result(of, titled("Test", of), unopened) for of in each),
         *report_results.motion(study.test),
+        *report_inputs.inputs(study.test),
         report_data.data(clips(study.folder, [*configs.values()]), runs, study.folds, of_fold),
         report_search.trials(study),
         report_search.settings(study),
@@ -82,7 +91,10 @@ def run_page(run: Run, test: Run | None) -> str:
     if found:
         sections = [report_results.result(found, found.split.capitalize(), ""), report_results.confusions(found)]
     if test:
-        sections += [*report_results.motion(test), report_results.mistakes(test, problems)]
+        sections += [*report_results.motion(test), *report_inputs.inputs(test)]
+        sections.append(report_results.mistakes(test, problems))
+    others = [read_run(place) for place in sorted(run.folder.glob("test_on_*")) if place.is_dir()]
+    sections += report_inputs.elsewhere(others)
     sections.append(report_data.data(clips(run.folder, [run.config]), {"this run": run}, {}, {}))
     sections.append(report_runs.curves(None, {}, alone=run))
     sections += [report_runs.reconstructions(run, problems)] if run.pictures or not found else []

@@ -54,7 +54,7 @@ def test_the_same_clips_and_other_draws_of_the_same_differ_in_nothing() -> None:
 
 
 PLANTED: list[tuple[str, Fingerprint, tuple[str, str]]] = [
-    ("frames a clip", of(clips(frames=16)), ("64 (median)", "exactly 16 of 100% of the clips")),
+    ("frames a clip", of(clips(frames=16)), ("64 (median)", "exactly 16 in 100% of the clips")),
     ("frames a clip", of(clips(frames=150)), ("64 (median)", "150 (median)")),
     ("clips shorter than what a clip covers", of(clips(frames=70), read(stride=4)), ("48%", "0%")),
     (
@@ -97,6 +97,8 @@ def test_each_known_cause_is_told_with_both_values(what: str, here: Fingerprint,
 def test_thinned_clips_are_one_reason_and_not_three() -> None:
     found = differences(of(clips()), of(clips(frames=16)))
     assert [one.what for one in found] == ["frames a clip"] and "46/50 instead of 63/75" in found[0].effect
+    (back,) = differences(of(clips(frames=16)), of(clips()))
+    assert back.effect.startswith("the model learned clips as long as its own frames")
 
 
 def test_small_differences_are_none() -> None:
