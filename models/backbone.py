@@ -4,6 +4,7 @@ To add an encoder, write its config (with a `name`, `width`, `depth`, `drop_path
 `encode(x, keep)` and `blocks`), and name it here. Source: MAE-DFER (arXiv:2307.02227).
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,16 @@ from mien.models.attention import Norm, initialise
 from mien.models.lgi_former import LgiFormer, LgiFormerConfig
 from mien.models.lora import LoraConfig, add_adapters
 from mien.models.mamba import NORM_EPS, Mamba, MambaConfig
-from mien.models.patches import TubeEmbedding, TubesConfig, check_clip, gather, position_table, standardise, to_tubes
+from mien.models.patches import (
+    TubeEmbedding,
+    TubesConfig,
+    check_clip,
+    gather,
+    position_table,
+    standardise,
+    stretch,
+    to_tubes,
+)
 from mien.models.vit import Vit, VitConfig
 
 EncoderConfig = Annotated[LgiFormerConfig | VitConfig | MambaConfig, Field(discriminator="name")]
@@ -33,10 +43,18 @@ class BackboneConfig(BaseModel, frozen=True, extra="forbid"):
 
     tubes: TubesConfig = Field(TubesConfig(), description="the clip and the tubes it is cut into")
     encoder: EncoderConfig = Field(LgiFormerConfig(), description="what encodes the tokens")
+    table_grid: tuple[int, int, int] | None = Field(
+        None,
+        description="tubes (t, h, w) that the fixed positions were learned at, to be stretched; null: the clip's own",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "BackboneConfig":
         self.encoder.check_grid(self.tubes.grid)
+        if self.table_grid is not None and (not self.fixed_positions or min(self.table_grid) < 1):
+            raise ValueError(
+                f"table_grid {self.table_grid} needs an encoder with the fixed positions and whole numbers"
+            )
         return self
 
     @property
@@ -75,7 +93,9 @@ class Backbone(nn.Module):
         self.config = config
         self.embed = TubeEmbedding(config.tubes, config.encoder.width)
         self.encoder = ENCODERS[config.encoder.name](config.encoder, config.tubes.grid)
-        table = position_table(config.tubes.num_tokens, config.encoder.width)
+        table = position_table(math.prod(config.table_grid or config.tubes.grid), config.encoder.width)
+        if config.table_grid is not None:
+            table = stretch(table, config.table_grid, config.tubes.grid)
         self.register_buffer("positions", table, persistent=False)
 
     def forward(self, clip: Tensor, keep: Tensor | None = None) -> Tokens:

@@ -1,25 +1,32 @@
 """Weights into a task: all of them or none, with a report of what was loaded, left and newly drawn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mien.models.backbone import FeatureTask
+from mien.models.adaptation import adapt
+from mien.models.backbone import BackboneConfig, FeatureTask, Task
+from mien.models.lora import is_adapter
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a file's weights: parameters loaded, entries left out and parameters left new, each with why."""
+    """What became of a file's weights: those loaded, and by name with why those stretched, left out or left new."""
 
     matched: tuple[str, ...]
     left: Mapping[str, str]
     fresh: Mapping[str, str]
+    changed: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{len(self.matched)} parameters loaded"]
-        for title, names in (("left in the file", self.left), ("not in the file, newly drawn", self.fresh)):
+        for title, names in (
+            ("resized", self.changed),
+            ("left in the file", self.left),
+            ("not in the file, newly drawn", self.fresh),
+        ):
             for why in dict.fromkeys(names.values()):
                 listed = [name for name, reason in names.items() if reason == why]
                 lines.append(f"{len(listed)} {title} ({why}): {', '.join(listed[:4])}{' …' if listed[4:] else ''}")
@@ -27,10 +34,21 @@ class Report:
 
 
 def load_strictly(
-    task: nn.Module, state: Mapping[str, Tensor], left: Mapping[str, str], fresh: Mapping[str, str]
+    task: Task,
+    state: Mapping[str, Tensor],
+    left: Mapping[str, str],
+    fresh: Mapping[str, str],
+    source: BackboneConfig | None = None,
 ) -> Report:
-    """Load `state`, whose keys are the task's own, but for the listed `fresh` ones. Raises ValueError otherwise."""
+    """Load `state`, whose keys are the task's own, but for the listed `fresh` ones. Raises ValueError otherwise.
+
+    Weights of another backbone `source` are adapted to the task's. New adapters need not be in the file.
+    """
     own = task.state_dict()
+    adapted = adapt(state, own, source or task.backbone.config, task.backbone.config)
+    state, left = adapted.state, {**left, **adapted.left}
+    adapters = {name: "adapters, which add nothing yet" for name in own if is_adapter(name) and name not in state}
+    fresh = {**adapters, **adapted.fresh, **fresh}
     missing = sorted(own.keys() - state.keys() - fresh.keys())
     unknown = sorted(state.keys() - own.keys())
     shapes = [
@@ -45,16 +63,24 @@ def load_strictly(
                 "build the model with the config that the weights were trained with"
             )
     task.load_state_dict(dict(state), strict=False)
-    return Report(tuple(sorted(state)), dict(left), dict(fresh))
+    return Report(tuple(sorted(state)), left, fresh, adapted.changed)
 
 
-def load_backbone(task: FeatureTask, state: Mapping[str, Tensor], norm: Literal["new", "pretrained"] = "new") -> Report:
+def load_backbone(
+    task: FeatureTask,
+    state: Mapping[str, Tensor],
+    norm: Literal["new", "pretrained"] = "new",
+    source: BackboneConfig | None = None,
+) -> Report:
     """Load the backbone of another task's state dict (keys as ours) into `task`; everything else stays as it is.
 
-    The published system starts with a new pooled norm; norm="pretrained" takes the autoencoder's final one. Raises
+    The published system starts with a new pooled norm (but where the first token stands for all); norm="pretrained"
+    takes the autoencoder's final one. `source` is the backbone of the weights where it is to be adapted. Raises
     ValueError where names or shapes do not fit.
     """
     taken = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    if task.first_token and "norm.weight" in state:
+        norm = "pretrained"
     if norm == "pretrained":
         if "norm.weight" not in state:
             raise ValueError("the final norm comes from an autoencoder, but these weights have none; take a new norm")
@@ -69,4 +95,4 @@ def load_backbone(task: FeatureTask, state: Mapping[str, Tensor], norm: Literal[
         for name in task.state_dict()
         if not name.startswith("backbone.") and name not in taken
     }
-    return load_strictly(task, taken, left, fresh)
+    return load_strictly(task, taken, left, fresh, source)

@@ -101,13 +101,18 @@ def add_adapters(backbone: nn.Module, config: LoraConfig, depth: int) -> None:
 
 def merged(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
     """Return a task's weights with its adapters added to them: those of the same model without adapters."""
-    plain = {name: value for name, value in state.items() if not name.endswith((".lora_A", ".lora_B"))}
+    plain = {name: value for name, value in state.items() if not is_adapter(name)}
     for name in state:
         if name.endswith(".lora_B"):
             layer = name.removesuffix(".lora_B")
             down, weight = state[f"{layer}.lora_A"], state[f"{layer}.weight"]
             plain[f"{layer}.weight"] = with_adapter(weight, down, state[name], config.scale(block_of(name)))
     return plain
+
+
+def is_adapter(name: str) -> bool:
+    """Say whether a parameter belongs to an adapter."""
+    return name.endswith((".lora_A", ".lora_B"))
 
 
 def block_of(name: str) -> int:

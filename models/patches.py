@@ -112,6 +112,21 @@ def position_table(n: int, d: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
+def stretch(x: Tensor, old: tuple[int, int, int], new: tuple[int, int, int], smooth: bool = True) -> Tensor:
+    """Return rows (n', d) for a grid (t, h, w) made of the rows (n, d) of another; smooth: bicubic in space.
+
+    The edges of both grids meet, and values between rows are interpolated.
+    """
+    t, h, w = old
+    maps = rearrange(x, "(t h w) d -> t d h w", t=t, h=h, w=w)
+    if (h, w) != new[1:]:
+        maps = F.interpolate(maps, size=new[1:], mode="bicubic" if smooth else "bilinear", align_corners=False)
+    lines = rearrange(maps, "t d h w -> (h w) d t")
+    if t != new[0]:
+        lines = F.interpolate(lines, size=new[0], mode="linear", align_corners=False)
+    return rearrange(lines, "(h w) d t -> (t h w) d", h=new[1])
+
+
 class TubeEmbedding(nn.Conv3d):
     """The embedding of tubes: a convolution whose kernel is its stride, applied as one product to the tubes given."""
 
