@@ -49,6 +49,7 @@ def open_other(
     *,
     frames: int,
     size: int,
+    per_frame: bool = False,
 ) -> OtherClips:
     """Return the clips of `manifest` on which a model can be judged that was trained as `config` says.
 
@@ -63,6 +64,7 @@ def open_other(
         datasets: names of the sets that the run was trained on, None where they are not known.
         frames: frames of the model's clips.
         size: their height and width in pixels.
+        per_frame: whether it answers for each frame, so that the gaze of each is read.
 
     Raises ManifestError where no clip is left, or where the model knows fewer than two of the manifest's classes.
     """
@@ -95,7 +97,9 @@ def open_other(
             f"a model is judged by labels, but the clips of {manifest.name} have neither class nor gaze"
         )
     none = np.empty(0, np.int64)
-    read = reading.for_model(config.sampling, config.augment, frames=frames, size=size, root=manifest.root)
+    read = reading.for_model(
+        config.sampling, config.augment, frames=frames, size=size, root=manifest.root, frame_gaze=per_frame
+    )
     fold = Fold(manifest, Split(none, none, rows[new], config.split.protocol, "clip"), read)
     return OtherClips(fold, other_classes, int((~new).sum()), own is not None)
 

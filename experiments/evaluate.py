@@ -115,6 +115,7 @@ def opened(config: EvaluateConfig, place: Path) -> Opened:
             names,
             frames=tubes.frames,
             size=tubes.size,
+            per_frame=settings.task.per_frame,
         )
         fold, notes, path = other.fold, other.notes(), config.manifest
         gaze = None if own is None else train_gaze(own)

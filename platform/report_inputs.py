@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mien.platform.pages import Html, Section, join, paragraph, table
+from mien.platform.pages import Html, Section, paragraph, table
 from mien.platform.records import Record, Run
 
 SCORES = (("uar", 3), ("war", 3), ("angular_error_deg", 1))
@@ -14,7 +14,7 @@ def inputs(test: Run | None) -> list[Section]:
     parts: list[Html] = []
     for name, of in _datasets(test).items():
         if "why" in of:
-            parts += _why(of, f"{name}: " if name else "")
+            parts += _why(of, name)
     return [Section("Why your number may differ", tuple(parts))] if parts else []
 
 
@@ -32,7 +32,7 @@ def elsewhere(others: Sequence[Run]) -> list[Section]:
             first: Record = next(iter((of.get("inputs") or {}).values()), {})
             name = first.get("name") or other.folder.name
             rows.append([name, f"{pooled.get('num_clips', 0):,}", *figures, between])
-            parts += _why(of, f"{name}: ")
+            parts += _why(of, name)
     if not rows:
         return []
     caption = "The model on clips of manifests that it was not trained on; classes are matched by their names."
@@ -50,15 +50,16 @@ def _why(of: Record, name: str) -> list[Html]:
     """Return a table for each of what a model was trained and pretrained on, and what was left out."""
     parts = []
     for known, report in of.get("why", {}).items():
-        title = f"{name}what was {known}"
+        title = f"{name}, against" if name else "Against"
+        title += f" what the model was {known}"
         if not report["recorded"]:
-            parts.append(paragraph(f"{title} is not recorded in the checkpoint, so the clips cannot be compared."))
+            parts.append(paragraph(f"{title}: not recorded in the checkpoint, so the clips cannot be compared."))
             continue
         blank = f" Not compared, since not known of both: {', '.join(report['unknown'])}." if report["unknown"] else ""
         if not report["differences"]:
-            parts.append(paragraph(f"Against {title}, nothing that is known to matter differs.{blank}"))
+            parts.append(paragraph(f"{title}: nothing that is known to matter differs.{blank}"))
             continue
         rows = [[one["what"], one["there"], one["here"], one["effect"]] for one in report["differences"]]
         header = ["what differs", known, "here", "what is known of it"]
-        parts.append(table(header, rows, "lwww", caption=f"Against {title}.{blank}"))
-    return parts + [paragraph(join(name, note), ".") for note in of.get("notes", [])]
+        parts.append(table(header, rows, "lwww", caption=f"{title}.{blank}"))
+    return parts + [paragraph(f"{name}: " if name else "", note, ".") for note in of.get("notes", [])]

@@ -5,12 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from mien.data_pipelines.manifest import SCHEMA, Manifest
+from mien.data_pipelines.manifest import SCHEMA, Manifest, build
 from mien.experiments import evaluate, finetune, report
+from mien.platform import checkpoint
 from mien.platform.config import ConfigError
 from mien.platform.run import records
 from mien.platform.storage import write_whole
@@ -28,8 +30,10 @@ def test_the_test_clips_are_opened_once_and_again_only_if_asked(
     evaluate.main([str(folder)])
     first = capsys.readouterr().out
     assert "test, 1 fold(s), protocol honest: 14 clips, 2 subjects" in first
+    assert "why your number may differ:\n  - nothing that is known to matter differs" in first
     found = json.loads((folder / "test" / "scores.json").read_text())
     assert found["folds"].keys() == {"1"} and found["protocol"] == "honest"
+    assert found["inputs"]["1"]["clips"] == 14 and found["why"]["trained on"]["recorded"]
     predictions = pq.read_table(folder / "test" / "predictions" / "test.parquet")
     folds = Manifest.read(world / "manifest.parquet").column("fold")
     assert [folds[row] for row in predictions["row"].to_pylist()] == [1] * 14
@@ -145,3 +149,87 @@ def test_a_run_whose_manifest_has_changed_is_not_evaluated_on_other_clips(folder
     with pytest.raises(ConfigError, match=r"trained on a manifest with fingerprint .* prepare it as it was"):
         evaluate.main([str(folder)])
     assert not (folder / "test").exists()
+
+
+@pytest.fixture
+def other(world: Path, tmp_path: Path) -> Path:
+    """Return a manifest of other people under other names of classes, one of them unknown, at 30 frames a second."""
+    manifest = Manifest.read(world / "manifest.parquet")
+    names = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "contempt")
+    rows = [row for row in manifest.rows() if row["fold"] in (1, 2)]
+    for row in rows:
+        row |= {"dataset": "stage", "video": f"s{row['video']}", "subject": f"s{row['subject']}", "fps": 30.0}
+        row["label"] = {"Happy": 0, "Sad": 1, "Neutral": 2, "Angry": 3, "Surprise": 4, "Disgust": 5, "Fear": 6}[
+            manifest.classes[row["label"]]
+        ]
+        row["fold"] = None
+    build(rows, names, manifest.root, "stage").write(tmp_path / "stage.parquet")
+    return tmp_path / "stage.parquet"
+
+
+def test_a_run_is_judged_on_another_manifest_beside_its_own(
+    folder: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(folder), f"manifest={other}"])
+    shown = capsys.readouterr().out
+    # Four persons, seven clips each, less those of the class that the model does not know.
+    assert "1 fold(s), protocol honest: 24 clips, 4 subjects" in shown
+    assert "dataset: trained on dfew, here stage" in shown and "left out" in shown and "4 contempt" in shown
+    assert not (folder / "test").exists()
+    (place,) = folder.glob("test_on_stage_*")
+    found = json.loads((place / "scores.json").read_text())
+    own = Manifest.read(other)
+    predictions = pq.read_table(place / "predictions" / "test.parquet")
+    for row, video, label in zip(*(predictions[name].to_pylist() for name in ("row", "video", "label")), strict=True):
+        assert own.row(row)["video"] == video  # rows are those of the manifest that was given
+        assert found["classes"][label].lower()[:3] == own.classes[own.row(row)["label"]][:3]
+    assert found["pooled"]["constant"]["from"] == "train" and len(records(place / "opened.jsonl")) == 1
+
+    evaluate.main([str(folder)])
+    evaluate.main([str(folder), f"manifest={other}"])
+    assert "were opened at" in capsys.readouterr().out and (folder / "test" / "scores.json").is_file()
+    report.main([str(folder)])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Why your number may differ" in page and "On other clips" in page and "4 contempt" in page
+
+
+def test_clips_of_the_training_set_in_another_form_are_those_of_the_runs_own_fold(folder: Path, world: Path) -> None:
+    manifest = Manifest.read(world / "manifest.parquet")
+    thin = pa.array([2] * len(manifest), pa.int64())
+    table = manifest.table.set_column(SCHEMA.get_field_index("frames"), SCHEMA.field("frames"), thin)
+    replace(manifest, table=table, name="<thin>").write(folder / "thin.parquet")
+    evaluate.main([str(folder), f"manifest={folder / 'thin.parquet'}"])
+    (place,) = folder.glob("test_on__thin__*")
+    rows = pq.read_table(place / "predictions" / "test.parquet")["row"].to_pylist()
+    assert {manifest.row(row)["fold"] for row in rows} == {1} and len(rows) == 14
+    why = json.loads((place / "scores.json").read_text())["why"]["trained on"]
+    assert why["differences"][0]["what"] == "frames a clip"
+
+
+def test_a_study_is_not_judged_on_another_manifest_as_a_whole(finetuned: Path, other: Path, tmp_path: Path) -> None:
+    for fold in (1, 2):
+        shutil.copytree(finetuned, tmp_path / "study" / "trials" / "abc" / f"fold_{fold}")
+    write_whole(tmp_path / "study" / "winner.json", json.dumps({"trial": "abc"}))
+    with pytest.raises(
+        ConfigError, match=r"by one model, but .*holds 2: give one of its runs, such as .*fold_1"
+    ):
+        evaluate.main([str(tmp_path / "study"), f"manifest={other}"])
+
+
+def test_a_checkpoint_of_before_says_that_its_inputs_are_not_recorded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (folder / "checkpoints").glob("step_*"):
+        about = json.loads((step / "config.json").read_text())
+        del about["inputs"]
+        (step / "config.json").write_text(json.dumps(about))
+        written = json.loads((step / "complete").read_text())
+        written["config.json"] = {
+            "bytes": (step / "config.json").stat().st_size,
+            "crc32": checkpoint.crc32(step / "config.json"),
+        }
+        (step / "complete").write_text(json.dumps(written))
+    evaluate.main([str(folder)])
+    assert "not recorded: the checkpoint was made before" in capsys.readouterr().out
+    report.main([str(folder)])
+    assert "not recorded in the checkpoint" in (folder / "report.html").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mien.data_pipelines.manifest import SCHEMA, Manifest
 from mien.experiments import finetune
 from mien.models import published
 from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
+from mien.platform import checkpoint
 from mien.platform import config as settings
 from mien.platform.config import ConfigError
 from mien.platform.run import records
@@ -46,6 +48,38 @@ def test_a_run_leaves_scores_predictions_and_records_and_keeps_off_the_test_clip
     lines = records(finetuned / "metrics.jsonl")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["val/uar"] for line in lines if "val/uar" in line] == [found["uar"]]
+
+
+def test_a_run_and_each_checkpoint_alone_say_what_they_were_trained_on(
+    finetuned: Path, world: Path, tmp_path: Path
+) -> None:
+    kept = json.loads((finetuned / "inputs.json").read_text())
+    found = json.loads((finetuned / "scores.json").read_text())
+    trained = kept["trained_on"]
+    assert trained["clips"] == found["num_train_clips"] and trained["parts"]["test"] == 14
+    assert trained["manifest"] == Manifest.read(world / "manifest.parquet").fingerprint()
+    assert trained["read"]["frames"] == 4 and trained["read"]["size"] == 32 and kept["pretrained_on"] is None
+    for step in (finetuned / "checkpoints").iterdir():
+        alone = shutil.copytree(step, tmp_path / step.name)
+        assert checkpoint.about(alone)["inputs"] == kept
+
+
+def test_a_run_of_before_fingerprints_goes_on_to_the_same_weights(
+    run: Callable[..., Any], finetuned: Path, weights: Weights, tmp_path: Path
+) -> None:
+    shutil.copytree(finetuned, tmp_path / "run", ignore=shutil.ignore_patterns("step_00000006", "inputs.json"))
+    for name in ("scores.json", "predictions/val.parquet"):
+        (tmp_path / "run" / name).unlink()
+    (step,) = (tmp_path / "run" / "checkpoints").iterdir()
+    about = json.loads((step / "config.json").read_text())
+    del about["inputs"]
+    (step / "config.json").write_text(json.dumps(about))
+    written = json.loads((step / "complete").read_text())
+    size, crc = (step / "config.json").stat().st_size, checkpoint.crc32(step / "config.json")
+    (step / "complete").write_text(json.dumps(written | {"config.json": {"bytes": size, "crc32": crc}}))
+    assert run() == json.loads((finetuned / "scores.json").read_text())
+    assert all(torch.equal(value, weights(tmp_path / "run")[name]) for name, value in weights(finetuned).items())
+    assert (tmp_path / "run" / "inputs.json").read_text() == (finetuned / "inputs.json").read_text()
 
 
 def test_a_finished_run_gives_its_scores_back_and_trains_no_more(
@@ -94,6 +128,8 @@ def test_a_pretrained_encoder_brings_its_sizes_and_its_weights(
     assert "35 parameters loaded" in capsys.readouterr().out
     before, after = weights(pretrained), weights(tmp_path / "run")
     shared = [name for name in before if name.startswith("backbone.")]
+    known = json.loads((tmp_path / "run" / "inputs.json").read_text())["pretrained_on"]
+    assert known == json.loads((pretrained / "inputs.json").read_text())["trained_on"]
     assert len(shared) == 35 and all(torch.equal(before[name], after[name]) for name in shared)
     run(f"pretrained={pretrained / 'checkpoints' / 'step_00000004'}", "pretrained_norm=true", folder="norm")
     with pytest.raises(ConfigError, match=r"(?s)encoder\.width: 32 there, 64 given.*leave task\.backbone out"):
@@ -114,6 +150,8 @@ def test_a_published_file_starts_a_run(
     sizes = [f"task.backbone.encoder.{name}={backbone['encoder'][name]}" for name in ("width", "heads")]
     run(f"pretrained={file}", *sizes, "optim.lr=1e-30", "optim.min_lr=0", "optim.weight_decay=0")
     assert "35 parameters loaded" in capsys.readouterr().out
+    known = json.loads((tmp_path / "run" / "inputs.json").read_text())["pretrained_on"]
+    assert known["name"] == "the published pretraining" and known["read"]["stride"] == 4
     found = weights(tmp_path / "run")
     assert torch.equal(found["backbone.embed.weight"], task.state_dict()["backbone.embed.weight"])
 
