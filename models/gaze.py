@@ -2,7 +2,8 @@
 
 Angles are (pitch, yaw) in radians, vectors x left in the image, y up, z away from the camera (Gaze360's frame,
 arXiv:1910.10088): looking into the camera is (0, 0, -1) and (0, 0). The binned head follows L2CS-Net
-(arXiv:2203.03339), but with the bins' centres, yaw over the full circle and an expectation on the circle.
+(arXiv:2203.03339), but with the bins' centres, yaw over the full circle and an expectation on the circle; the l2cs head
+is that of the Facial-Foundation-Model project, for its weights.
 """
 
 import math
@@ -17,19 +18,30 @@ from torch.nn import functional as F
 from mien.models.backbone import FeaturesConfig, FeatureTask, evaluating, for_each_row, weighted_mean
 from mien.models.expression import scale_head
 
+L2CS_BINS = 90
+
 
 class AnglesConfig(FeaturesConfig, frozen=True):
     """Head and loss of the gaze, on top of the features."""
 
-    gaze_head: Literal["direct", "binned"] = Field(
-        "direct", description="two numbers (direct), or classes of angles and their expectation (binned)"
+    gaze_head: Literal["direct", "binned", "l2cs"] = Field(
+        "direct",
+        description="two numbers (direct), classes of angles and their expectation (binned), or 90 classes "
+        "of either angle, as published (l2cs)",
     )
     gaze_loss: Literal["mse", "l1", "angular"] = Field(
         "mse", description="error of the angles: squared or absolute, mean of pitch and yaw; or the angle between"
     )
-    bin_deg: float = Field(3.0, description="width of a bin of the binned head in degrees; must divide 180", gt=0)
+    bin_deg: float = Field(
+        3.0,
+        description="width of a bin in degrees; must divide 180; of l2cs 2 (to 90 degrees of yaw) or 4 (full circle)",
+        gt=0,
+    )
+    bin_edges: bool = Field(
+        False, description="l2cs: a bin stands for its lower edge, as published (half a bin too low), not its centre"
+    )
     regression_weight: float = Field(
-        1.0, description="weight of gaze_loss beside the binned head's two cross-entropies", ge=0
+        1.0, description="weight of gaze_loss beside the two cross-entropies of bins", ge=0
     )
     gaze_head_scale: float = Field(0.001, description="factor on the first weights of the gaze head", gt=0)
     spread_scale_deg: float | None = Field(
@@ -43,6 +55,12 @@ class AnglesConfig(FeaturesConfig, frozen=True):
     def _bins_fill(self) -> "AnglesConfig":
         if abs(180 / self.bin_deg - round(180 / self.bin_deg)) > 1e-9:
             raise ValueError(f"bin_deg must divide 180 degrees, but 180 / {self.bin_deg} is no whole number")
+        if self.gaze_head == "l2cs" and self.bin_deg not in (2, 4):
+            raise ValueError(
+                f"gaze_head l2cs has 90 bins of 2 or 4 degrees, but bin_deg is {self.bin_deg}; set it to 4"
+            )
+        if self.bin_edges and self.gaze_head != "l2cs":
+            raise ValueError(f"bin_edges is about gaze_head l2cs, but got {self.gaze_head!r}; turn it off")
         return self
 
 
@@ -118,7 +136,42 @@ class BinnedHead(nn.Module):
         return (p * self.pitch_centres).sum(-1), sine, cosine
 
 
-GAZE_HEADS: dict[str, type[DirectHead] | type[BinnedHead]] = {"direct": DirectHead, "binned": BinnedHead}
+class L2csHead(nn.Module):
+    """Features to two distributions over 90 bins around 0, as published: yaw is a line with two ends."""
+
+    values: Tensor
+
+    def __init__(self, width: int, config: AnglesConfig) -> None:
+        super().__init__()
+        self.kind, self.weight = config.gaze_loss, config.regression_weight
+        self.bin = math.radians(config.bin_deg)
+        self.pitch, self.yaw = nn.Linear(width, L2CS_BINS), nn.Linear(width, L2CS_BINS)
+        steps = torch.arange(L2CS_BINS, dtype=torch.float32) + (0 if config.bin_edges else 0.5)
+        self.register_buffer("values", (steps - L2CS_BINS / 2) * self.bin, persistent=False)
+
+    def angles(self, features: Tensor) -> Tensor:
+        """Return the expected angles (n, 2) float32 of features (n, d)."""
+        shares = torch.stack([self.pitch(features), self.yaw(features)], dim=1).float().softmax(-1)
+        return (shares * self.values).sum(-1)
+
+    def errors(self, features: Tensor, gaze: Tensor) -> Tensor:
+        """Return each row's error (n,): cross-entropies of both angles, and weight * the expectation's error.
+
+        Published: the sum of both squared errors, which is twice their mean, in square radians.
+        """
+        entropies = sum(
+            F.cross_entropy(head(features).float(), chosen, reduction="none")
+            for head, chosen in zip((self.pitch, self.yaw), self._bins(gaze).unbind(1), strict=True)
+        )
+        factor = 1 if self.kind == "angular" else 2
+        return entropies + self.weight * factor * angle_errors(self.angles(features), gaze, self.kind)
+
+    def _bins(self, gaze: Tensor) -> Tensor:
+        return (gaze / self.bin + L2CS_BINS / 2).floor().long().clamp(0, L2CS_BINS - 1)
+
+
+GazeHead = DirectHead | BinnedHead | L2csHead
+GAZE_HEADS: dict[str, type[GazeHead]] = {"direct": DirectHead, "binned": BinnedHead, "l2cs": L2csHead}
 
 
 class Gaze(FeatureTask):
@@ -142,7 +195,7 @@ class Gaze(FeatureTask):
 
 
 def gaze_loss(
-    head: DirectHead | BinnedHead,
+    head: GazeHead,
     features: Tensor,
     batch: Mapping[str, Tensor],
     spread_scale_deg: float | None = None,
@@ -176,7 +229,7 @@ def trust(spread: Tensor, scale_deg: float) -> Tensor:
     return 1 / (1 + (spread / math.radians(scale_deg)).square())
 
 
-def gaze_angles(head: DirectHead | BinnedHead, features: Tensor) -> dict[str, Tensor]:
+def gaze_angles(head: GazeHead, features: Tensor) -> dict[str, Tensor]:
     """Return what to predict from features (b, d), or from (b, t, d): then the mean direction, and each frame's."""
     if features.ndim == 2:
         return {"gaze": head.angles(features)}

@@ -17,6 +17,7 @@ from mien.models.gaze import (
     DirectHead,
     Gaze,
     GazeConfig,
+    L2csHead,
     angle_between,
     gaze_angles,
     gaze_loss,
@@ -65,6 +66,13 @@ def test_the_angle_between_is_the_arc_cosine_and_has_finite_slopes_everywhere() 
 
 def binned(**settings: Any) -> BinnedHead:
     return BinnedHead(4, AnglesConfig(gaze_head="binned", **settings))
+
+
+def l2cs(**settings: Any) -> L2csHead:
+    return L2csHead(4, AnglesConfig(gaze_head="l2cs", **settings))
+
+
+HEADS = [DirectHead(4, AnglesConfig()), binned(), l2cs(bin_deg=4)]
 
 
 def sure(head: BinnedHead, pitch: int, yaw: int) -> BinnedHead:
@@ -153,7 +161,7 @@ def test_the_direct_error_is_in_radians(kind: Any) -> None:
     torch.testing.assert_close(head.errors(x, CENTRES), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", [DirectHead(4, AnglesConfig()), binned()], ids=["direct", "binned"])
+@pytest.mark.parametrize("head", HEADS, ids=["direct", "binned", "l2cs"])
 def test_unknown_gaze_does_not_count(head: DirectHead | BinnedHead) -> None:
     x = torch.randn(5, 4, requires_grad=True)
     gaze = CENTRES.clone()
@@ -167,7 +175,7 @@ def test_unknown_gaze_does_not_count(head: DirectHead | BinnedHead) -> None:
     assert x.grad is not None and x.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("head", [DirectHead(4, AnglesConfig()), binned()], ids=["direct", "binned"])
+@pytest.mark.parametrize("head", HEADS, ids=["direct", "binned", "l2cs"])
 def test_a_frame_bears_its_own_gaze_where_it_has_one(head: DirectHead | BinnedHead) -> None:
     x = torch.randn(5, 3, 4)
     alike = CENTRES[:, None].expand(-1, 3, -1)
@@ -179,7 +187,7 @@ def test_a_frame_bears_its_own_gaze_where_it_has_one(head: DirectHead | BinnedHe
     torch.testing.assert_close(gaze_loss(head, x, {"gaze": of_frames}), expected)
 
 
-@pytest.mark.parametrize("head", [DirectHead(4, AnglesConfig()), binned()], ids=["direct", "binned"])
+@pytest.mark.parametrize("head", HEADS, ids=["direct", "binned", "l2cs"])
 def test_a_teachers_spread_weighs_its_labels_where_that_is_asked_for(head: DirectHead | BinnedHead) -> None:
     x, spread = torch.randn(5, 4), torch.tensor([0.0, 2.0, 4.0, 0.0, 6.0]).deg2rad()
     batch = {"gaze": CENTRES, "gaze_spread": spread}
@@ -231,3 +239,44 @@ def test_the_task_starts_at_the_camera(small: Callable[..., BackboneConfig], bat
 def test_bins_that_do_not_fill_the_circle_are_refused() -> None:
     with pytest.raises(ValueError, match="bin_deg must divide 180"):
         GazeConfig(bin_deg=7)
+
+
+@pytest.mark.parametrize(("bin_deg", "edges"), [(2, True), (2, False), (4, False)])
+def test_the_l2cs_head_is_its_description(bin_deg: float, edges: bool) -> None:
+    torch.manual_seed(0)
+    head = l2cs(bin_deg=bin_deg, bin_edges=edges, regression_weight=2.5)
+    features, gaze = torch.randn(6, 4), torch.empty(6, 2).uniform_(-1.5, 1.5)
+    half = 45 * bin_deg
+    for row in range(6):
+        angles, error = [], 0.0
+        for axis, layer in enumerate((head.pitch, head.yaw)):
+            shares = layer(features[row]).softmax(0).tolist()
+            degrees = sum(p * (k * bin_deg - half + (0 if edges else bin_deg / 2)) for k, p in enumerate(shares))
+            angles.append(math.radians(degrees))
+            true = gaze[row, axis].item()
+            bin_of = min(max(math.floor((math.degrees(true) + half) / bin_deg), 0), 89)
+            error += -math.log(shares[bin_of]) + 2.5 * (math.radians(degrees) - true) ** 2
+        assert head.angles(features)[row].tolist() == pytest.approx(angles, abs=1e-5)
+        assert head.errors(features, gaze)[row].item() == pytest.approx(error, abs=1e-4)
+
+
+def test_the_published_edges_lie_half_a_bin_below_the_centres() -> None:
+    heads = l2cs(bin_deg=2, bin_edges=True), l2cs(bin_deg=2)
+    heads[1].load_state_dict(heads[0].state_dict())
+    features = torch.randn(3, 4)
+    low, true = (head.angles(features).rad2deg() for head in heads)
+    assert torch.allclose(low + 1, true, atol=1e-4)
+
+
+def test_gaze_beyond_the_l2cs_range_falls_into_the_last_bins() -> None:
+    head = l2cs(bin_deg=2)
+    wide = torch.tensor([[0.0, 3.0], [0.0, -3.0]])
+    assert head._bins(wide).tolist() == [[45, 89], [45, 0]] and head.errors(torch.randn(2, 4), wide).isfinite().all()
+    assert l2cs(bin_deg=4)._bins(wide).tolist() == [[45, 87], [45, 2]]
+
+
+def test_an_l2cs_head_of_other_bins_is_refused() -> None:
+    with pytest.raises(ValueError, match="90 bins of 2 or 4 degrees, but bin_deg is 3"):
+        AnglesConfig(gaze_head="l2cs")
+    with pytest.raises(ValueError, match="bin_edges is about gaze_head l2cs"):
+        AnglesConfig(bin_edges=True)
