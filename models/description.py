@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from mien.models import published_mamba
 from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
@@ -34,6 +35,8 @@ def describe(
     Raises ValueError where the weights are of no known model, or no region fits.
     """
     state = {re.sub(r"^(encoder|backbone)\.", "", unwrapped(name)): value for name, value in state.items()}
+    if published_mamba.FILTER in state and published_mamba.is_mamba(state):
+        return published_mamba.describe(state, frames, size)
     if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
     width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape

@@ -1,10 +1,12 @@
 """The published checkpoints: their files read without running code, their keys as ours, and ours as theirs.
 
 The differences are few: prefixes, one matrix for query, key and value in joint blocks, and shared attentions listed
-under each of their names. Source: the checkpoints of MAE-DFER and the Facial-Foundation-Model project.
+under each of their names; VideoMamba's are in `published_mamba`. Source: the checkpoints of MAE-DFER and the
+Facial-Foundation-Model project.
 """
 
 import argparse
+import dataclasses
 import pickle
 import re
 import zipfile
@@ -15,11 +17,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mien.models import published_mamba
 from mien.models.backbone import FeatureTask, Task
 from mien.models.combined import Combined
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import Report, load_strictly
 from mien.models.mae import MaskedAutoencoder
+from mien.models.mamba import MambaConfig
 
 STAGES = ("second_attn", "third_attn")
 
@@ -83,12 +87,14 @@ def load(
     state: Mapping[str, Tensor],
     norm: Literal["new", "pretrained"] = "new",
     head: Literal["kept", "new"] = "kept",
+    inflation: Literal["centre", "mean"] = "centre",
 ) -> Report:
     """Load published weights into a task; the decoder of a pretrained file is left where the task has none.
 
     As published, the pretrained final norm is left and the pooled one new; norm="pretrained" takes the one as the
-    other. head="new" leaves the file's heads. Raises ValueError where anything else is missing, unknown or of another
-    shape, or where the file differs in what the task shares.
+    other. head="new" leaves the file's heads. VideoMamba's may be of images (see `fitted`) or of other clips. Raises
+    ValueError where anything else is missing, unknown or of another shape, or where the file differs in what the task
+    shares.
     """
     state = {unwrapped(name): value for name, value in state.items()}
     pretrained = "mask_token" in state
@@ -106,17 +112,22 @@ def load(
     if head == "new":
         left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
     taken = _separated({name: value for name, value in state.items() if name not in left}, task)
+    fitted = None
+    if isinstance(task, FeatureTask) and isinstance(task.backbone.config.encoder, MambaConfig):
+        fitted = published_mamba.fitted(taken, task.backbone.config, inflation)
+        taken = fitted.state
     ours = {published_name(name, task): name for name in task.state_dict()}
+    new = (("fc_norm.", "norm_f.", "head.") if pretrained else ()) + (("head.",) if head == "new" else ())
     fresh = {
         name: "belongs to this task"
         for theirs, name in ours.items()
-        if isinstance(task, FeatureTask)
-        and theirs not in taken
-        and (
-            (pretrained and theirs.startswith(("fc_norm.", "head."))) or (head == "new" and theirs.startswith("head."))
-        )
+        if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(new)
     }
-    return load_strictly(task, {ours.get(name, name): value for name, value in taken.items()}, left, fresh)
+    renamed = {ours.get(name, name): value for name, value in taken.items()}
+    if fitted is None:
+        return load_strictly(task, renamed, left, fresh)
+    report = load_strictly(task, renamed, left, fresh | fitted.fresh, fitted.source)
+    return dataclasses.replace(report, changed={**fitted.changed, **report.changed})
 
 
 def published_name(name: str, task: Task) -> str:
@@ -127,7 +138,8 @@ def published_name(name: str, task: Task) -> str:
     if isinstance(task, Combined):
         name = re.sub(r"^class_head\.", "head.cls.", re.sub(r"^gaze_head\.", "head.reg.", name))
     name = name.replace("backbone.embed.", inside + "patch_embed.proj.", 1)
-    return name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
+    name = name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
+    return published_mamba.published_name(name) if isinstance(task.backbone.config.encoder, MambaConfig) else name
 
 
 def unwrapped(name: str) -> str:

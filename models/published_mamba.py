@@ -1,0 +1,120 @@
+"""VideoMamba's published weights, of images or of clips of any size and length, for a backbone of ours.
+
+Keys are ours but for `layers` and `norm_f`. A filter of images is inflated over time, learned positions are stretched.
+Files of the Facial-Foundation-Model project name the final norm `fc_norm` as well, and where they hold no positions
+they were trained with a fixed table. Source: VideoMamba (arXiv:2403.06977) and its checkpoints.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mien.models.backbone import BackboneConfig
+from mien.models.combined import CombinedConfig
+from mien.models.expression import ExpressionConfig
+from mien.models.mae import DecoderConfig, MaeConfig
+from mien.models.mamba import MambaConfig
+from mien.models.masking import MaskConfig
+from mien.models.patches import TubesConfig, position_table
+
+FILTER, POSITIONS, TIMES = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding"
+
+
+class Fitted(NamedTuple):
+    """Published weights for a backbone, the backbone whose positions they hold, and what was changed or is missing."""
+
+    state: dict[str, Tensor]
+    source: BackboneConfig
+    changed: dict[str, str]
+    fresh: dict[str, str]
+
+
+def published_name(name: str) -> str:
+    """Return the published name for one that has the prefixes of a published name already."""
+    name = re.sub(r"^(encoder\.)?blocks\.", r"\1layers.", name)
+    return re.sub(r"^fc_norm\.", "norm_f.", name)
+
+
+def fitted(
+    state: Mapping[str, Tensor], backbone: BackboneConfig, inflation: Literal["centre", "mean"] = "centre"
+) -> Fitted:
+    """Return published weights (names without prefix) with the filter inflated, and what their positions belong to.
+
+    inflation "centre" puts a filter of images at the middle of a tube's frames, "mean" spreads it over them. Raises
+    ValueError where positions are not those of a square frame.
+    """
+    taken, tubes = dict(state), backbone.tubes
+    changed: dict[str, str] = {}
+    fresh: dict[str, str] = {}
+    for name in [name for name in taken if name.startswith("fc_norm.")]:
+        final = name.replace("fc_norm.", "norm_f.")
+        value = taken.pop(name)
+        if not torch.equal(taken.setdefault(final, value), value):
+            raise ValueError(f"{final} and {name} are one norm as published, but the file's differ")
+    kernel = taken[FILTER] if taken[FILTER].ndim == 5 else taken[FILTER][:, :, None]
+    if kernel.shape[2] == 1 and tubes.tubelet > 1:
+        still = kernel
+        kernel = still.repeat(1, 1, tubes.tubelet, 1, 1) / tubes.tubelet
+        if inflation == "centre":
+            kernel = torch.zeros_like(kernel)
+            kernel[:, :, tubes.tubelet // 2] = still[:, :, 0]
+        changed[FILTER] = f"inflated from one frame to {tubes.tubelet} ({inflation})"
+    taken[FILTER] = kernel
+    if backbone.fixed_positions:
+        return Fitted(taken, backbone, changed, fresh)
+    cls = int("cls_token" in taken)
+    if POSITIONS not in taken:
+        taken[POSITIONS] = position_table(tubes.grid[1] * tubes.grid[2] + cls, kernel.shape[0])[None]
+        changed[POSITIONS] = "not in the file: the fixed table that such files were trained with"
+    rows = taken[POSITIONS].shape[1] - cls
+    side = math.isqrt(rows)
+    if side**2 != rows:
+        raise ValueError(f"the positions must be those of a square frame, but the file has {rows} of them")
+    frames = tubes.frames
+    if TIMES in taken:
+        frames = taken[TIMES].shape[1] * tubes.tubelet
+    else:
+        fresh[f"backbone.encoder.{TIMES}"] = "images have no times"
+    source = backbone.model_copy(
+        update={"tubes": tubes.model_copy(update={"frames": frames, "size": side * tubes.patch})}
+    )
+    return Fitted(taken, source, changed, fresh)
+
+
+def is_mamba(state: Mapping[str, Tensor]) -> bool:
+    """Say whether these are the weights of a bidirectional state-space encoder, by their names without prefix."""
+    return "layers.0.mixer.A_b_log" in state
+
+
+def describe(state: Mapping[str, Tensor], frames: int, size: int) -> MaeConfig | ExpressionConfig | CombinedConfig:
+    """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
+
+    The class token stands for a clip, but where there is an `fc_norm` the mean of all patches. A file of pretraining
+    is described by its encoder alone: its decoder, one Mamba block, is not built here. Raises ValueError where there is
+    neither a head nor a decoder.
+    """
+    kernel, rates = state[FILTER], state["layers.0.mixer.A_log"]
+    width, tubelet = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
+    encoder = MambaConfig(
+        width=width,
+        depth=1 + max(int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name))),
+        state=rates.shape[1],
+        conv=state["layers.0.mixer.conv1d.weight"].shape[-1],
+        expand=len(rates) // width,
+        cls="cls_token" in state,
+    )
+    tubes = TubesConfig(frames=frames, size=size, patch=kernel.shape[-1], tubelet=tubelet)
+    backbone = BackboneConfig(tubes=tubes, encoder=encoder)
+    if "mask_token" in state:
+        return MaeConfig(backbone=backbone, mask=MaskConfig(kind="tube"), decoder=DecoderConfig())
+    pooled = "cls" if encoder.cls and "fc_norm.weight" not in state else "patch"
+    settings: dict[str, Any] = {"backbone": backbone, "pool": pooled}
+    if "head.cls.weight" in state:
+        return CombinedConfig(**settings, num_classes=len(state["head.cls.weight"]))
+    if "head.weight" in state:
+        return ExpressionConfig(**settings, num_classes=len(state["head.weight"]))
+    raise ValueError("these weights have neither a decoder nor a head of one or two linear layers that we know")
