@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from mien.data_pipelines.synthetic import WorldConfig
+from mien.experiments.benchmarks.encoders import EncodersConfig
 from mien.experiments.benchmarks.learning import LearningConfig
 from mien.experiments.benchmarks.relabelling import RelabellingConfig
 from mien.experiments.finetune import FinetuneConfig
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "configs"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 # By the first word of a recipe's name.
 CONFIGS: dict[str, type[BaseModel]] = {
+    "encoders": EncodersConfig,
     "finetune": FinetuneConfig,
     "learning": LearningConfig,
     "pretrain": PretrainConfig,
