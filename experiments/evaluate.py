@@ -221,11 +221,10 @@ def test_folds(
 def test_sizes(config: EvaluateConfig, place: Path) -> dict[str, Any]:
     """Return what evaluating a run amounts to; the test clips stay closed."""
     settings, fold, task, *_ = opened(config, place)
-    views = settings.data.sampling.views
     return {
         "run": str(place),
         "test clips": len(fold.split.test),
-        "views a clip": views,
+        "views a clip": settings.data.sampling.views_told,
         "tokens": settings.task.backbone.tubes.num_tokens,
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
     }
