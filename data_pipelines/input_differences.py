@@ -48,7 +48,9 @@ def differences(there: Fingerprint, here: Fingerprint, labels: bool = True) -> l
 
 
 def unknown(there: Fingerprint, here: Fingerprint) -> list[str]:
-    """Return what cannot be compared, since one of the two does not say it."""
+    """Return what cannot be compared, since one of the two does not say it; parts of one manifest are of one kind."""
+    if there.get("manifest") and there["manifest"] == here.get("manifest"):
+        return []
     kinds = {"frame rate": "fps", "face share of the frame": "faces", "persons": "subjects"}
     return [name for name, key in kinds.items() if there.get(key) is None or here.get(key) is None]
 
