@@ -258,7 +258,7 @@ class _Video:
     def rgb(self, frame: av.VideoFrame, frames: int) -> np.ndarray:
         """Return one of `frames` as uint8 `(h, w, c)`, upright; all have the size of the video's header."""
         check_size(self._path, self._height, self._width, frames)
-        made = self._to_rgb.reformat(frame, self._width, self._height, "rgb24").to_ndarray()
+        made = self._to_rgb.reformat(frame, self._width, self._height, "rgb24", threads=1).to_ndarray()
         turns = _turns(frame)
         return np.ascontiguousarray(np.rot90(made, turns)) if turns else made
 
