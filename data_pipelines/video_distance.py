@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mien.data_pipelines.face_tracks import Track, squares
+from mien.data_pipelines.faces import MARGIN
 from mien.data_pipelines.fingerprint import MEDIAN, QUANTILES, Fingerprint, quantiles
 from mien.data_pipelines.input_differences import report, told
 from mien.data_pipelines.timed_windows import WindowPlan
@@ -18,6 +19,23 @@ from mien.data_pipelines.timed_windows import WindowPlan
 def learned_rate(learned: Fingerprint | None) -> float | None:
     """Return the frames a second of a run's training clips, or None where it does not say."""
     return float(learned["fps"][MEDIAN]) if learned and learned.get("fps") else None
+
+
+def margin_like(learned: Fingerprint | None, tracks: Sequence[Track]) -> float:
+    """Return the margin with which faces are cropped as the training clips were, as far as their fingerprint tells.
+
+    That is the margin they were cropped with; else the one with which faces fill as much of a crop as an audit measured
+    there; else that of crop_faces.py.
+    """
+    learned = learned or {}
+    if learned.get("crop_margin") is not None:
+        return float(learned["crop_margin"])
+    shares = (learned.get("faces") or {}).get("shares")
+    if not shares or not tracks:
+        return MARGIN
+    boxes = np.concatenate([track.boxes[:, 2:] for track in tracks])
+    sides = np.sqrt(boxes.prod(axis=1) / shares[MEDIAN])
+    return round(max(0.0, float(np.median(sides / boxes.max(axis=1)) - 1) / 2), 3)
 
 
 def distance(

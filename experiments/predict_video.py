@@ -30,13 +30,13 @@ from pydantic import BaseModel, Field
 from mien.data_pipelines import faces
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.face_detector import DETECTORS
-from mien.data_pipelines.faces import MARGIN, FindConfig, Followed
+from mien.data_pipelines.faces import FindConfig, Followed
 from mien.data_pipelines.fingerprint import Fingerprint
 from mien.data_pipelines.footage import Footage
 from mien.data_pipelines.manifest import ManifestError
 from mien.data_pipelines.sounded_video import SoundedVideo
 from mien.data_pipelines.timed_windows import WindowPlan, face_windows
-from mien.data_pipelines.video_distance import distance, learned_rate
+from mien.data_pipelines.video_distance import distance, learned_rate, margin_like
 from mien.experiments.finetune import FinetuneConfig, load_task, open_fold
 from mien.models import tasks
 from mien.models.backbone import FeatureTask
@@ -61,8 +61,8 @@ class PredictVideoConfig(BaseModel, frozen=True, extra="forbid"):
     margin: float | None = Field(
         None,
         ge=0,
-        description="share of the face's longer side added on each end of a crop; null: that of the run's training "
-        f"clips where their manifest tells it, else {MARGIN} as in crop_faces.py",
+        description="share of the face's longer side added on each end of a crop; null: as the run's training clips "
+        "were cropped, as far as their fingerprint tells, else as in crop_faces.py",
     )
     learned_fps: float | None = Field(
         None, gt=0, description="rate of the run's training clips, frames/s; null: as they say, else the video's own"
@@ -125,6 +125,7 @@ class Told(NamedTuple):
 
     footage: Footage
     followed: Followed
+    margin: float  # of the crops
     plan: WindowPlan
     answers: list[FrameAnswers]  # of each track
     confidence: float | None  # mean probability of the likeliest class
@@ -142,7 +143,7 @@ def watched(label: str, footage: Footage, total: int | None) -> Iterator[Callabl
         yield beat
 
 
-def tell(source: Path, model: Model, config: PredictVideoConfig, margin: float) -> Told:
+def tell(source: Path, model: Model, config: PredictVideoConfig) -> Told:
     """Read a video twice: follow its faces, and predict them; raises DecodeError."""
     footage = Footage(source, config.fps)
     detector = DETECTORS[config.faces.detector](config.faces.tracks.keep_score)
@@ -151,6 +152,7 @@ def tell(source: Path, model: Model, config: PredictVideoConfig, margin: float) 
     data, tubes = model.config.data, model.config.task.backbone.tubes
     rate = config.learned_fps or learned_rate(model.learned)
     plan = WindowPlan.paced(data.sampling, tubes.frames, model.task.per_frame, footage.fps, rate, config.hop)
+    margin = margin_like(model.learned, followed.tracks) if config.margin is None else config.margin
     answers = [FrameAnswers(len(track), len(model.classes), model.gaze) for track in followed.tracks]
     tops, count = 0.0, 0
     with watched("2/3 predicting", footage, followed.frames) as beat:
@@ -165,7 +167,7 @@ def tell(source: Path, model: Model, config: PredictVideoConfig, margin: float) 
                 answers[one.number].add(one.window.told, {name: value[place] for name, value in said.items()})
             if model.classes:
                 tops, count = tops + float(said["probabilities"].max(axis=2).mean(axis=1).sum()), count + len(batch)
-    return Told(footage, followed, plan, answers, tops / count if count else None)
+    return Told(footage, followed, margin, plan, answers, tops / count if count else None)
 
 
 def draw(told: Told, model: Model, config: PredictVideoConfig, place: Path, notes: Sequence[str]) -> dict[str, Any]:
@@ -219,9 +221,7 @@ def made_from(source: Path, model: Model, config: PredictVideoConfig) -> dict[st
 
 def process(source: Path, place: Path, model: Model, config: PredictVideoConfig) -> dict[str, Any]:
     """Do one video, and write its record, which is returned; raises DecodeError."""
-    known = model.learned.get("crop_margin") if model.learned else None
-    margin = config.margin if config.margin is not None else known if known is not None else MARGIN
-    told = tell(source, model, config, margin)
+    told = tell(source, model, config)
     sampling = model.config.data.sampling
     lines = distance(
         told.plan,
@@ -229,7 +229,7 @@ def process(source: Path, place: Path, model: Model, config: PredictVideoConfig)
         fps=told.footage.fps,
         learned_fps=config.learned_fps or learned_rate(model.learned),
         stride=1 if sampling.ends_with_label else sampling.stride,
-        margin=margin,
+        margin=told.margin,
         size=model.config.task.backbone.tubes.size,
         learned=model.learned,
         confidence=(told.confidence, model.confidence),
@@ -244,7 +244,7 @@ def process(source: Path, place: Path, model: Model, config: PredictVideoConfig)
         with_face[track.start : track.start + len(track)] = True
         tracks.append({"face": number, "start": track.start, "frames": len(track)})
         tracks[-1] |= {"short": told.plan.is_short(len(track)), "score": round(track.score, 4)}
-    record = {"video": str(source), "made_from": made_from(source, model, config), "margin": margin}
+    record = {"video": str(source), "made_from": made_from(source, model, config), "margin": told.margin}
     record |= {"fps": told.footage.fps, "frames": followed.frames, "frames_with_face": int(with_face.sum())}
     record |= {"cuts": followed.cuts, "faces": tracks, "distance": lines} | drawn
     write_whole(named(place, "json"), json.dumps(record, indent=1) + "\n")

@@ -3,10 +3,12 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mien.data_pipelines.face_tracks import Track
+from mien.data_pipelines.faces import MARGIN
 from mien.data_pipelines.timed_windows import WindowPlan
-from mien.data_pipelines.video_distance import distance, learned_rate
+from mien.data_pipelines.video_distance import distance, learned_rate, margin_like
 
 LEARNED = {"fps": [25] * 7, "width": [224] * 7, "height": [224] * 7, "crop_margin": 0.15, "shorter_than_span": 0.0}
 
@@ -41,3 +43,14 @@ def test_what_is_not_known_is_said() -> None:
     assert "do not say their rate" in lines(100, learned_fps=None)
     assert "not recorded" in lines(100, learned=None)
     assert learned_rate(None) is None and learned_rate({"fps": None}) is None and learned_rate(LEARNED) == 25
+
+
+def test_faces_are_cropped_as_the_training_clips_were() -> None:
+    tracks = [Track(0, np.tile(np.float32([50, 50, 80, 100]), (10, 1)), 1, 1, 1.0)]
+    assert margin_like({"crop_margin": 0.3, "faces": {"shares": [0.5] * 7}}, tracks) == 0.3
+    found = margin_like({"crop_margin": None, "faces": {"shares": [0.5] * 7}}, tracks)
+    assert 80 * 100 / (100 * (1 + 2 * found)) ** 2 == pytest.approx(0.5, abs=0.002)
+    assert margin_like({"faces": {"shares": [0.9] * 7}}, tracks) == 0
+    for nothing in (None, {}, {"faces": None, "crop_margin": None}):
+        assert margin_like(nothing, tracks) == MARGIN
+    assert margin_like({"faces": {"shares": [0.5] * 7}}, []) == MARGIN
