@@ -16,7 +16,7 @@ from mien.models.lgi_former import LgiFormerConfig
 from mien.models.mae import DecoderConfig, MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
-from mien.models.published import STAGES, unwrapped
+from mien.models.published import STAGES, blocks_of, unwrapped
 from mien.models.vit import VitConfig
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
@@ -43,7 +43,7 @@ def describe(
     tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=tubelet)
     sizes = {
         "width": width,
-        "depth": _depth(state, "blocks"),
+        "depth": blocks_of(state, "blocks"),
         "heads": width // HEAD_WIDTH,
         "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) // width,
     }
@@ -64,7 +64,7 @@ def describe(
         narrow = state["mask_token"].shape[-1]
         decoder = DecoderConfig(
             width=narrow,
-            depth=_depth(state, "decoder.blocks"),
+            depth=blocks_of(state, "decoder.blocks"),
             heads=narrow // HEAD_WIDTH,
             mlp_ratio=len(state["decoder.blocks.0.mlp.fc1.weight"]) // narrow,
         )
@@ -82,11 +82,6 @@ def _equal(state: Mapping[str, Tensor], stage: str) -> bool:
     """Say whether a stage's attention is the first stage's, in every block."""
     names = [name for name in state if f".{stage}." in name]
     return bool(names) and all(torch.equal(state[name], state[name.replace(stage, "first_attn")]) for name in names)
-
-
-def _depth(state: Mapping[str, Tensor], blocks: str) -> int:
-    """Return how many blocks stand under a name."""
-    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
 
 
 def _region(count: int, tubes: TubesConfig) -> tuple[int, int, int]:

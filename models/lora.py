@@ -15,8 +15,6 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-PUBLISHED_SCALES = (0.5,) * 8 + (16.0,) * 8  # of the blocks of a published encoder with adapters
-
 
 class LoraConfig(BaseModel, frozen=True, extra="forbid"):
     """Which layers of the encoder get adapters, and what is trained beside them."""

@@ -12,16 +12,17 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mien.models import published_mamba
-from mien.models.backbone import FeatureTask, Task
+from mien.models import published_lora, published_mamba
+from mien.models.backbone import BackboneConfig, FeatureTask, Task
 from mien.models.combined import Combined
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import Report, load_strictly
+from mien.models.lora import is_adapter
 from mien.models.mae import MaskedAutoencoder
 from mien.models.mamba import MambaConfig
 
@@ -48,6 +49,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
     Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
     """
+    return read_file(path)[0]
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a published file, and of what stands beside them its `epoch` and `args`, where there.
+
+    Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or no file of PyTorch 1.6 or later; fetch it again, or save it anew")
     try:
@@ -60,18 +69,23 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged; fetch it again ({error})") from error
+    beside: dict[str, Any] = {}
     for name in ("model", "module"):
         if isinstance(content, dict) and name in content:
+            beside = {key: content[key] for key in ("epoch", "args") if key in content}
             content = content[name]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         raise ValueError(f"{path} must hold named tensors, alone or under 'model' or 'module', but it does not")
-    return {unwrapped(name): value for name, value in content.items()}
+    if isinstance(beside.get("args"), argparse.Namespace):
+        beside["args"] = vars(beside["args"])
+    return {unwrapped(name): value for name, value in content.items()}, beside
 
 
 def save(task: Task) -> dict[str, Tensor]:
-    """Return the task's weights under the published names."""
-    state = {published_name(name, task): value for name, value in task.state_dict().items()}
+    """Return the task's weights under the published names; adapters as the published scales of blocks take them."""
+    own = published_lora.rescaled(task.state_dict(), task, to="published")
+    state = {published_name(name, task): value for name, value in own.items()}
     for name in [name for name in state if name.endswith(".attn.q.weight")]:
         joint = name.removesuffix("q.weight")
         state[joint + "qkv.weight"] = torch.cat([state.pop(name), state.pop(joint + "kv.weight")])
@@ -88,11 +102,14 @@ def load(
     norm: Literal["new", "pretrained"] = "new",
     head: Literal["kept", "new"] = "kept",
     inflation: Literal["centre", "mean"] = "centre",
+    source: BackboneConfig | None = None,
 ) -> Report:
     """Load published weights into a task; the decoder of a pretrained file is left where the task has none.
 
     As published, the pretrained final norm is left and the pooled one new; norm="pretrained" takes the one as the
-    other. head="new" leaves the file's heads. VideoMamba's may be of images (see `fitted`) or of other clips. Raises
+    other; where the first token stands for all, it is taken, as published too. head="new" leaves the file's heads. A
+    file's adapters are added to its weights where the task has none. `source` is the file's backbone where it is to be
+    adapted to the task's. VideoMamba's may be of images (see `fitted`) or of other clips. Raises
     ValueError where anything else is missing, unknown or of another shape, or where the file differs in what the task
     shares.
     """
@@ -102,30 +119,33 @@ def load(
         state = {re.sub(r"^(encoder|backbone)\.", "", name): value for name, value in state.items()}
     left = {}
     if pretrained and isinstance(task, FeatureTask):
-        if norm == "pretrained":
+        if norm == "pretrained" and not task.first_token:
             state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
         for name in state:
             if re.match(r"(decoder\.|encoder_to_decoder\.|mask_token)", name):
                 left[name] = "of the pretraining decoder"
-            elif name.startswith("norm."):
+            elif name.startswith("norm.") and not task.first_token:
                 left[name] = "the pretrained final norm, replaced by a new one as published"
     if head == "new":
         left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
     taken = _separated({name: value for name, value in state.items() if name not in left}, task)
+    if any(map(is_adapter, taken)) and not (isinstance(task, FeatureTask) and task.lora):
+        taken = published_lora.without_adapters(taken, blocks_of(taken))
     fitted = None
     if isinstance(task, FeatureTask) and isinstance(task.backbone.config.encoder, MambaConfig):
-        fitted = published_mamba.fitted(taken, task.backbone.config, inflation)
+        fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation)
         taken = fitted.state
     ours = {published_name(name, task): name for name in task.state_dict()}
-    new = (("fc_norm.", "norm_f.", "head.") if pretrained else ()) + (("head.",) if head == "new" else ())
+    new = (("fc_norm.", "norm.", "norm_f.", "head.") if pretrained else ()) + (("head.",) if head == "new" else ())
     fresh = {
         name: "belongs to this task"
         for theirs, name in ours.items()
         if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(new)
     }
     renamed = {ours.get(name, name): value for name, value in taken.items()}
+    renamed = published_lora.rescaled(renamed, task, to="own")
     if fitted is None:
-        return load_strictly(task, renamed, left, fresh)
+        return load_strictly(task, renamed, left, fresh, source)
     report = load_strictly(task, renamed, left, fresh | fitted.fresh, fitted.source)
     return dataclasses.replace(report, changed={**fitted.changed, **report.changed})
 
@@ -137,6 +157,9 @@ def published_name(name: str, task: Task) -> str:
         name = re.sub(r"^norm\.", "encoder.norm.", name)
     if isinstance(task, Combined):
         name = re.sub(r"^class_head\.", "head.cls.", re.sub(r"^gaze_head\.", "head.reg.", name))
+    if isinstance(task, FeatureTask) and task.first_token:
+        name = re.sub(r"^fc_norm\.", "norm.", name)
+    name = published_lora.published_name(name)
     name = name.replace("backbone.embed.", inside + "patch_embed.proj.", 1)
     name = name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
     return published_mamba.published_name(name) if isinstance(task.backbone.config.encoder, MambaConfig) else name
@@ -144,7 +167,12 @@ def published_name(name: str, task: Task) -> str:
 
 def unwrapped(name: str) -> str:
     """Return a name without what wrappers (parallel training, compilation) put before it."""
-    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+    return re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", name)
+
+
+def blocks_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
+    """Return how many blocks stand under a name."""
+    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
 
 
 def _aliases(task: Task) -> dict[str, str]:
