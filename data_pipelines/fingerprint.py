@@ -27,6 +27,7 @@ Fingerprint = dict[str, Any]  # plain data; a key that is absent or None is not 
 VERSION = 1
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MEDIAN = QUANTILES.index(0.5)
+COLUMNS = ["path", "dataset", "subject", "label", "pitch", "frames", "fps", "height", "width"]  # that are looked at
 
 # What is known of the published checkpoints' input: their recipes' settings, the frames of VoxCeleb2 (the pre-crop
 # tells their size), and that emotion clips were whole, not thinned out to 16 frames (MAE-DFER, issues 1 and 14).
@@ -70,7 +71,9 @@ def fingerprint(
         protocol: by which rule it was.
         path: where the manifest stands, so that an audit beside it can tell of its faces.
     """
-    table = manifest.table if rows is None else manifest.table.take(pa.array(np.asarray(rows, np.int64)))
+    table = manifest.table.select(COLUMNS)
+    if rows is not None:
+        table = table.take(pa.array(np.asarray(rows, np.int64)))
     frames = table["frames"].to_numpy()
     fps = table["fps"].drop_null().to_numpy()
     found: Fingerprint = {

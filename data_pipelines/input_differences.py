@@ -181,7 +181,7 @@ def _sizes(there: Fingerprint, here: Fingerprint) -> Difference | None:
 
 def _margins(there: Fingerprint, here: Fingerprint) -> Difference | None:
     one, other = (side.get("crop_margin") for side in (there, here))
-    if one is None or other is None or abs(one - other) < 0.02:
+    if one is None or other is None or abs(one - other) < 0.02 or _faces(there, here):
         return None
     return Difference("margin of the crops", f"{one:g}", f"{other:g}", "faces are larger or smaller than learned")
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mien.data_pipelines import decode, faces, manifest
+from mien.data_pipelines.faces import FacesConfig
+from mien.data_pipelines.fingerprint import fingerprint
 from mien.data_pipelines.manifest import Manifest, build
 from mien.experiments import crop_faces
 from mien.experiments.crop_faces import CropFacesConfig
@@ -47,6 +49,7 @@ def test_a_folder_of_videos_becomes_clips_and_a_second_run_does_only_what_change
         clip = decode.read(Path(made.root) / row["path"], range(row["frames"]))
         assert clip.shape == (row["frames"], row["height"], row["width"], 3)
     assert [item.path for item in made.rejected] == ["broken.mp4"]
+    assert fingerprint(made)["crop_margin"] == FacesConfig().margin  # the manifest says how its faces were cut out
     lines = [json.loads(line) for line in (output / "videos.jsonl").read_text().splitlines()]
     assert [line["state"] for line in lines] == ["cropped", "cropped", "unreadable"]
     assert "unreadable: 1, the first broken.mp4" in capsys.readouterr().out
