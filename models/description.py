@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from mien.models import published_mamba
 from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
+from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.mae import DecoderConfig, MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
 from mien.models.published import STAGES, blocks_of, unwrapped
+from mien.models.published_heads import task_of
+from mien.models.published_lora import adapters_of
 from mien.models.vit import VitConfig
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
+POOLS = {"region": "region", "org": "patch", "all": "all"}  # by the published name of what is pooled
 
 
 def describe(
@@ -27,12 +32,14 @@ def describe(
     frames: int = 16,
     size: int = 160,
     region: tuple[int, int, int] | None = None,
-) -> MaeConfig | ExpressionConfig | CombinedConfig:
+    pool: str | None = None,
+    per_frame: bool = False,
+) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
 
-    Taken as published, since weights do not tell: heads 64 wide, pooling of regions where there are any, window masks
-    where there are regions and else tube masks. `region` is needed where several fit the number of region tokens.
-    Raises ValueError where the weights are of no known model, or no region fits.
+    Taken as published, since weights do not tell: heads 64 wide, `pool` regions where there are any, window masks where
+    there are regions and else tube masks, bins of 2 degrees, the scales of adapters. `region` is needed where several
+    fit the number of region tokens. Raises ValueError where the weights are of no known model, or no region fits.
     """
     state = {re.sub(r"^(encoder|backbone)\.", "", unwrapped(name)): value for name, value in state.items()}
     if published_mamba.FILTER in state and published_mamba.is_mamba(state):
@@ -40,6 +47,11 @@ def describe(
     if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
     width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
+    if width % HEAD_WIDTH:
+        raise ValueError(
+            f"published models have heads of {HEAD_WIDTH} channels, but {width} channels are no multiple; give the "
+            "config that the weights were trained with"
+        )
     tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=tubelet)
     sizes = {
         "width": width,
@@ -70,12 +82,31 @@ def describe(
         )
         mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window")
         return MaeConfig(backbone=backbone, mask=mask, decoder=decoder, published_positions=True)
-    pool = "patch" if isinstance(encoder, VitConfig) else "region"
-    if "head.cls.weight" in state:
-        return CombinedConfig(backbone=backbone, pool=pool, num_classes=len(state["head.cls.weight"]))
-    if "head.weight" in state:
-        return ExpressionConfig(backbone=backbone, pool=pool, num_classes=len(state["head.weight"]))
-    raise ValueError("these weights have neither a decoder nor a head of one or two linear layers that we know")
+    settings = {
+        "backbone": backbone,
+        "pool": pool or ("region" if backbone.region else "patch"),
+        "first_token": "norm.weight" in state and "fc_norm.weight" not in state,
+        "per_frame": per_frame,
+        "published_frames": per_frame and backbone.region is not None,
+        "lora": adapters_of(state, encoder.depth),
+    }
+    return task_of(state, settings)
+
+
+def told(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `describe`'s settings that a published file's `args` tell; what is not as expected is left."""
+    found: dict[str, Any] = {}
+    for name, key in (("frames", "num_frames"), ("size", "input_size")):
+        if isinstance(args.get(key), int):
+            found[name] = args[key]
+    region = args.get("lg_region_size")
+    if isinstance(region, list | tuple) and len(region) == 3 and args.get("attn_type") == "local_global":
+        found["region"] = tuple(region)
+        if args.get("lg_classify_token_type") in POOLS:
+            found["pool"] = POOLS[args["lg_classify_token_type"]]
+    if args.get("keep_temporal_dim") is True:
+        found |= {"per_frame": True, "pool": "patch"}
+    return found
 
 
 def _equal(state: Mapping[str, Tensor], stage: str) -> bool:

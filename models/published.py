@@ -142,6 +142,8 @@ def load(
         for theirs, name in ours.items()
         if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(new)
     }
+    if source is not None:  # the file's last blocks may have no name here
+        ours |= {name: _of_first_block(name, ours) for name in taken.keys() - ours.keys()}
     renamed = {ours.get(name, name): value for name, value in taken.items()}
     renamed = published_lora.rescaled(renamed, task, to="own")
     if fitted is None:
@@ -173,6 +175,13 @@ def unwrapped(name: str) -> str:
 def blocks_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
     """Return how many blocks stand under a name."""
     return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
+
+
+def _of_first_block(name: str, ours: Mapping[str, str]) -> str:
+    """Return our name for a published one of a block that the task does not have, by that of its first block."""
+    block = re.search(r"(?<=blocks\.|layers\.)\d+", name)
+    first = ours.get(f"{name[: block.start()]}0{name[block.end() :]}") if block else None
+    return name if block is None or first is None else first.replace(".blocks.0.", f".blocks.{block[0]}.", 1)
 
 
 def _aliases(task: Task) -> dict[str, str]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
+from mien.models.gaze import GazeConfig
 from mien.models.mae import DecoderConfig, MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig, position_table
+from mien.models.published_heads import task_of
 
 FILTER, POSITIONS, TIMES = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding"
 
@@ -90,7 +92,9 @@ def is_mamba(state: Mapping[str, Tensor]) -> bool:
     return "layers.0.mixer.A_b_log" in state
 
 
-def describe(state: Mapping[str, Tensor], frames: int, size: int) -> MaeConfig | ExpressionConfig | CombinedConfig:
+def describe(
+    state: Mapping[str, Tensor], frames: int, size: int
+) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
 
     The class token stands for a clip, but where there is an `fc_norm` the mean of all patches. A file of pretraining
@@ -111,10 +115,6 @@ def describe(state: Mapping[str, Tensor], frames: int, size: int) -> MaeConfig |
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
         return MaeConfig(backbone=backbone, mask=MaskConfig(kind="tube"), decoder=DecoderConfig())
-    pooled = "cls" if encoder.cls and "fc_norm.weight" not in state else "patch"
+    pooled = "region" if encoder.cls and "fc_norm.weight" not in state else "patch"
     settings: dict[str, Any] = {"backbone": backbone, "pool": pooled}
-    if "head.cls.weight" in state:
-        return CombinedConfig(**settings, num_classes=len(state["head.cls.weight"]))
-    if "head.weight" in state:
-        return ExpressionConfig(**settings, num_classes=len(state["head.weight"]))
-    raise ValueError("these weights have neither a decoder nor a head of one or two linear layers that we know")
+    return task_of(state, settings)

@@ -1,0 +1,47 @@
+"""Which task published weights were trained for: told by the names and shapes of their heads.
+
+One linear head of two rows is gaze (no published set has two classes), of any other number expression; `reg` and `cls`
+are both; `pitch` and `yaw` are bins, 90 and 90 of the published head, twice as many of yaw of ours. Source: the
+checkpoints of MAE-DFER and the Facial-Foundation-Model project.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mien.models.combined import CombinedConfig
+from mien.models.expression import ExpressionConfig
+from mien.models.gaze import L2CS_BINS, GazeConfig
+
+
+def task_of(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ExpressionConfig | GazeConfig | CombinedConfig:
+    """Return the config of the task whose heads are in `state` (published names), with further `settings`.
+
+    Raises ValueError where there is no head that we know.
+    """
+    if "head.cls.weight" in state:
+        return CombinedConfig(**settings, num_classes=len(state["head.cls.weight"]), **_gaze(state, "head.reg"))
+    if "head.pitch.weight" in state or ("head.weight" in state and len(state["head.weight"]) == 2):
+        return GazeConfig(**settings, **_gaze(state, "head"))
+    if "head.weight" in state:
+        return ExpressionConfig(**settings, num_classes=len(state["head.weight"]))
+    heads = [name for name in state if name.startswith("head")]
+    raise ValueError(
+        "these weights have neither a decoder nor a head that we know (head, head.cls and head.reg, head.pitch and "
+        f"head.yaw); their heads: {', '.join(heads) or 'none'}"
+    )
+
+
+def _gaze(state: Mapping[str, Tensor], at: str) -> dict[str, Any]:
+    """Return the settings of the gaze head under a name."""
+    if f"{at}.pitch.weight" not in state:
+        return {}
+    pitch, yaw = (len(state[f"{at}.{angle}.weight"]) for angle in ("pitch", "yaw"))
+    if pitch == yaw == L2CS_BINS:
+        return {"gaze_head": "l2cs", "bin_deg": 2.0, "bin_edges": True}
+    if yaw == 2 * pitch:
+        return {"gaze_head": "binned", "bin_deg": 180 / pitch}
+    raise ValueError(
+        f"bins must be {L2CS_BINS} of either angle, or twice as many of yaw as of pitch; got {pitch}, {yaw}"
+    )
