@@ -27,6 +27,8 @@ def probe_all(
     threads = min(threads, 1 + len(paths) // FILES_PER_PROCESS)
 
     def look(path: str) -> Probe | DecodeError:
+        if printable(path) != path:
+            return DecodeError(printable(path), "has a name that is not UTF-8, which no manifest can hold: rename it")
         try:
             return isolated(root / path, probe, root / path)
         except DecodeError as error:
@@ -38,6 +40,11 @@ def probe_all(
         if progress:
             progress(len(found), len(paths))
     return found
+
+
+def printable(path: str) -> str:
+    """Return a path with what is not UTF-8 in it as escapes: Linux takes any bytes for a name."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def listed(rejected: list[Rejected]) -> str:

@@ -32,6 +32,7 @@ from mien.data_pipelines.face_detector import DETECTORS, DetectorMissingError
 from mien.data_pipelines.face_worker import GuardConfig, Job, WorkerError, crop_all
 from mien.data_pipelines.faces import FacesConfig, Record
 from mien.data_pipelines.manifest import Manifest, Rejected, located
+from mien.data_pipelines.probing import printable
 from mien.platform.cluster import ClusterConfig, connect
 from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.progress import progress
@@ -68,7 +69,7 @@ def sources(config: CropFacesConfig) -> tuple[list[Job], dict[str, dict[str, Any
         paths = find_videos(root)
         if not paths:
             raise ConfigError(f"root must hold videos, at any depth, but there is none under {root.absolute()}")
-        return [Job(str((root / path).absolute()), path) for path in paths], {}, ()
+        return [Job(str((root / path).absolute()), printable(path)) for path in paths], {}, ()
     given = Manifest.read(config.manifest)
     jobs: dict[str, Job] = {}
     known: dict[str, dict[str, Any]] = {}

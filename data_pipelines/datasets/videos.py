@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from mien.data_pipelines.annotation_files import MEANING, AnnotationError, Columns, Record, cleaned, read_records
 from mien.data_pipelines.decode import IMAGES, DecodeError
 from mien.data_pipelines.manifest import Manifest, Rejected, build
-from mien.data_pipelines.probing import DatasetError, Progress, listed, probe_all
+from mien.data_pipelines.probing import DatasetError, Progress, listed, printable, probe_all
 from mien.data_pipelines.video_files import VIDEOS
 
 FILES = {"videos": VIDEOS, "images": IMAGES, "both": VIDEOS | IMAGES}
@@ -129,7 +129,7 @@ def video_rows(
     rows, rejected = [], []
     for path, found in probe_all(paths, root, threads, progress).items():
         if isinstance(found, DecodeError):
-            rejected.append(Rejected(path, found.reason))
+            rejected.append(Rejected(printable(path), found.reason))
         else:
             rows.append({"video": path, "path": path, **found._asdict()})
     if not rows:
