@@ -100,16 +100,15 @@ def opened(config: EvaluateConfig, place: Path) -> Opened:
             raise ConfigError(f"{place}: its manifest has no test clips for fold {settings.data.fold}")
         gaze = train_gaze(fold)
     else:
-        own = None
-        if Path(settings.data.manifest).is_file():
-            there = open_fold(settings)
-            own = there if there.manifest.fingerprint() == about["fingerprint"] else None
+        own, data = None, settings.data
+        if Path(data.manifest).is_file() and Manifest.read(data.manifest).fingerprint() == about["fingerprint"]:
+            own = open_fold(settings)
         known = trained.get("trained_on") or {}
         names = known.get("datasets") or (own and set(own.manifest.column("dataset")))
         tubes = settings.task.backbone.tubes
         other = other_clips.open_other(
             Manifest.read(config.manifest, config.root),
-            settings.data,
+            data,
             () if settings.task.name == "gaze" else about["classes"],
             own,
             names,

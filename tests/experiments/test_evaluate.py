@@ -183,7 +183,10 @@ def test_a_run_is_judged_on_another_manifest_beside_its_own(
     for row, video, label in zip(*(predictions[name].to_pylist() for name in ("row", "video", "label")), strict=True):
         assert own.row(row)["video"] == video  # rows are those of the manifest that was given
         assert found["classes"][label].lower()[:3] == own.classes[own.row(row)["label"]][:3]
-    assert found["pooled"]["constant"]["from"] == "train" and len(records(place / "opened.jsonl")) == 1
+    assert found["pooled"]["constant"]["from"] == "train" and found["notes"] == [
+        "left out, since the model knows no such class: 4 contempt"
+    ]
+    assert len(records(place / "opened.jsonl")) == 1
 
     evaluate.main([str(folder)])
     evaluate.main([str(folder), f"manifest={other}"])
@@ -210,9 +213,7 @@ def test_a_study_is_not_judged_on_another_manifest_as_a_whole(finetuned: Path, o
     for fold in (1, 2):
         shutil.copytree(finetuned, tmp_path / "study" / "trials" / "abc" / f"fold_{fold}")
     write_whole(tmp_path / "study" / "winner.json", json.dumps({"trial": "abc"}))
-    with pytest.raises(
-        ConfigError, match=r"by one model, but .*holds 2: give one of its runs, such as .*fold_1"
-    ):
+    with pytest.raises(ConfigError, match=r"by one model, but .*holds 2: give one of its runs, such as .*fold_1"):
         evaluate.main([str(tmp_path / "study"), f"manifest={other}"])
 
 
@@ -233,3 +234,22 @@ def test_a_checkpoint_of_before_says_that_its_inputs_are_not_recorded(
     assert "not recorded: the checkpoint was made before" in capsys.readouterr().out
     report.main([str(folder)])
     assert "not recorded in the checkpoint" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_whose_own_clips_are_gone_is_judged_elsewhere_all_the_same(
+    folder: Path, other: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(world / "manifest.parquet"), str(folder / "gone.parquet")))
+    evaluate.main([str(folder), f"manifest={other}"])
+    shown = capsys.readouterr().out
+    assert "24 clips, 4 subjects" in shown and "its own manifest is not there as it was" in shown
+    (place,) = folder.glob("test_on_stage_*")
+    assert json.loads((place / "scores.json").read_text())["pooled"]["constant"]["from"] == "this table"
+
+
+def test_the_clips_of_another_manifest_are_counted_before_they_are_opened(
+    folder: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(folder), f"manifest={other}", "--dry-run"])
+    assert "24" in capsys.readouterr().out and not list(folder.glob("test*"))
