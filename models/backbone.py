@@ -68,11 +68,9 @@ class BackboneConfig(BaseModel, frozen=True, extra="forbid"):
         return self.encoder.name != "mamba" or self.encoder.positions == "table"
 
     @property
-    def summaries(self) -> str | None:
-        """What an encoder gives beside its patches, as the pool is called that reads it; None for nothing."""
-        if self.encoder.name == "mamba":
-            return "cls" if self.encoder.cls else None
-        return "region" if self.region else None
+    def has_messengers(self) -> bool:
+        """Whether the encoder gives tokens beside its patches: one for each region, or a class token."""
+        return self.encoder.cls if self.encoder.name == "mamba" else self.region is not None
 
 
 class Tokens(NamedTuple):
@@ -157,8 +155,8 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """The backbone and how its tokens become one feature vector."""
 
     backbone: BackboneConfig = Field(BackboneConfig(), description="the encoder of the clip")
-    pool: Literal["region", "cls", "patch", "all"] = Field(
-        "region", description="tokens averaged: the regions' messengers, the class token, the patches, or all there are"
+    pool: Literal["region", "patch", "all"] = Field(
+        "region", description="tokens averaged: the regions' messengers (mamba: the class token), the patches, or both"
     )
     first_token: bool = Field(
         False,
@@ -173,12 +171,10 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _tokens_exist(self) -> "FeaturesConfig":
-        there = self.backbone.summaries
-        if self.pool != "patch" and self.pool not in (there, "all" if there else None):
-            needed = "a class token" if self.pool == "cls" else "regions"
+        if self.pool != "patch" and not self.backbone.has_messengers:
             raise ValueError(
-                f"pool {self.pool!r} needs an encoder with {needed}, but {self.backbone.encoder.name!r} has none; "
-                f"set pool to 'patch'{f' or {there!r}' if there else ''}"
+                f"pool {self.pool!r} needs an encoder with regions or a class token, but "
+                f"{self.backbone.encoder.name!r} has none; set pool to 'patch'"
             )
         if self.per_frame and self.pool != "patch":
             raise ValueError(f"per_frame needs pool 'patch', but got {self.pool!r}: regions and messengers span frames")
@@ -221,7 +217,7 @@ class FeatureTask(Task):
             return self.fc_norm(stretched.transpose(1, 2))
         if self.pool == "patch":
             tokens = patches
-        elif self.pool in ("region", "cls"):
+        elif self.pool == "region":
             tokens = messengers
         else:
             tokens = torch.cat([messengers, patches], dim=1)

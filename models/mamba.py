@@ -36,7 +36,7 @@ class MambaConfig(BaseModel, frozen=True, extra="forbid"):
     state: int = Field(16, description="numbers of state that each inner channel carries", gt=0)
     conv: int = Field(4, description="tokens that the causal convolution before each scan sees", gt=0)
     expand: int = Field(2, description="inner channels, in widths", gt=0)
-    cls: bool = Field(True, description="a class token at the front of the scan; pool 'cls' reads it")
+    cls: bool = Field(True, description="a class token at the front of the scan; pool 'region' reads it")
     positions: Literal["learned", "table"] = Field(
         "learned", description="learned for each patch and each time, added up; or the fixed table of other encoders"
     )

@@ -155,7 +155,7 @@ def test_the_head_starts_near_nothing(make: Callable[..., Expression]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "vit", "pool": "region"}, "needs an encoder with regions, but 'vit' has none"),
+        ({"name": "vit", "pool": "region"}, "needs an encoder with regions or a class token, but 'vit' has none"),
         ({"name": "vit", "pool": "all"}, "needs an encoder with regions"),
         ({"pool": "region", "per_frame": True}, "per_frame needs pool 'patch'"),
         ({"num_classes": 1}, "num_classes"),

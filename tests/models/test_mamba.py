@@ -151,8 +151,8 @@ def test_published_sizes_have_the_published_number_of_parameters(name: str, imag
     tubes = TubesConfig(frames=8, size=224, tubelet=1)
     backbone = BackboneConfig(tubes=tubes, encoder=MambaConfig(width=width, depth=depth))
     with torch.device("meta"):
-        assert parameters(Expression(ExpressionConfig(backbone=backbone, pool="cls", num_classes=400))) == video
-        of_images = Expression(ExpressionConfig(backbone=backbone, pool="cls", num_classes=1000))
+        assert parameters(Expression(ExpressionConfig(backbone=backbone, num_classes=400))) == video
+        of_images = Expression(ExpressionConfig(backbone=backbone, num_classes=1000))
     assert parameters(of_images) - 8 * width == images  # images have no times
 
 
@@ -186,7 +186,7 @@ def test_fine_tuning_takes_positions_class_token_and_when_asked_the_norm(
 ) -> None:
     for parameter in autoencoder.parameters():
         nn.init.normal_(parameter)
-    task = expression("cls")
+    task = expression("region")
     report = load_backbone(task, autoencoder.state_dict(), norm="pretrained")
     assert set(report.fresh) == {"head.weight", "head.bias"}
     for name in ("cls_token", "pos_embed", "temporal_pos_embedding", "blocks.1.mixer.out_proj.weight"):
@@ -230,12 +230,11 @@ def test_frames_have_outputs_of_their_own(expression: Callable[..., Expression],
 
 def test_pools_read_what_there_is(expression: Callable[..., Expression], batch: dict[str, Tensor]) -> None:
     batch = {"clip": batch["clip"]}
-    task = expression("cls")
+    task = expression("region")
     standard = task.backbone(standardise(batch["clip"]))
     assert standard.messengers is not None
     torch.testing.assert_close(task.features(batch), task.fc_norm(standard.messengers[:, 0]))
     expression("all").features(batch)
-    with pytest.raises(ValidationError, match=r"'region' needs .* with regions, .* set pool to 'patch' or 'cls'"):
-        expression("region")
-    with pytest.raises(ValidationError, match="'cls' needs an encoder with a class token, but 'mamba' has none"):
-        expression("cls", cls=False)
+    for pool in ("region", "all"):
+        with pytest.raises(ValidationError, match=f"'{pool}' needs .* regions or a class token, but 'mamba' has none"):
+            expression(pool, cls=False)

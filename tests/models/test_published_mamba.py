@@ -57,7 +57,7 @@ def expression(tubelet: int = 1, **tubes: Any) -> Expression:
         tubes=TubesConfig(**({"frames": 8, "size": 224, "tubelet": tubelet} | tubes)),
         encoder=MambaConfig(width=W, depth=DEPTH),
     )
-    return Expression(ExpressionConfig(backbone=backbone, pool="cls", num_classes=40))
+    return Expression(ExpressionConfig(backbone=backbone, num_classes=40))
 
 
 def test_names_and_shapes_are_the_published_and_come_back_the_same() -> None:
@@ -72,7 +72,7 @@ def test_names_and_shapes_are_the_published_and_come_back_the_same() -> None:
 
 def test_a_file_says_what_it_is() -> None:
     config = describe(published(), frames=8, size=224)
-    assert isinstance(config, ExpressionConfig) and config.num_classes == 40 and config.pool == "cls"
+    assert isinstance(config, ExpressionConfig) and config.num_classes == 40 and config.pool == "region"
     assert config.backbone == expression().backbone.config
     images = describe(published(None, kernel=(16, 16)))
     assert images.backbone.tubes == TubesConfig(frames=16, size=160, tubelet=1)
@@ -135,7 +135,7 @@ def test_a_pretrained_file_gives_its_encoder(norm: Any) -> None:
     state |= {"mask_token": torch.zeros(1, 1, 768), "decoder.norm.weight": torch.ones(768)}
     config = describe(state)
     assert isinstance(config, MaeConfig)
-    task: FeatureTask = Combined(CombinedConfig(backbone=config.backbone, pool="cls"))
+    task: FeatureTask = Combined(CombinedConfig(backbone=config.backbone))
     report = load(task, state, norm=norm)
     assert {"mask_token", "decoder.norm.weight"} <= set(report.left)
     assert ("norm.weight" in report.left, "fc_norm.weight" in report.fresh) == ((norm == "new"),) * 2
