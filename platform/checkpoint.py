@@ -2,7 +2,7 @@
 
 `checkpoints/step_00000123/` holds `weights.safetensors`, `ema.safetensors` if there is an average, `loop.pt` (step,
 optimiser, scaler: plain tensors and numbers), `config.json` (whatever describes the model: the program's config, class
-names, the manifest's fingerprint) and `complete`, the marker with each file's size and checksum. It is written under
+names, fingerprints of what it was trained on) and `complete`, the marker with each file's size and checksum. It is written under
 a temporary name, brought to the disk and renamed, so a crash leaves the checkpoint before it.
 
 The checksum is CRC-32: it stands against torn writes and failing disks, not against people, and costs half of SHA-256.
@@ -61,11 +61,7 @@ def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapp
             if state.ema is not None:
                 write_tensors(temporary / "ema.safetensors", state.ema)
             torch.save(loop, temporary / "loop.pt")
-            (temporary / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            files = {path.name: {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in temporary.iterdir()}
-            (temporary / MARKER).write_text(json.dumps(files, indent=1), encoding="utf-8")
-            for path in (*temporary.iterdir(), temporary):
-                sync(path)
+            seal(temporary, about)
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -80,6 +76,38 @@ def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapp
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def export(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write weights alone as a checkpoint `folder`, from which nothing can go on, but whatever reads weights begins.
+
+    Raises ValueError where the folder exists, and StorageError, leaving nothing, if it cannot be written.
+    """
+    if folder.exists():
+        raise ValueError(f"weights are written to a new folder, but {folder} exists; give another --output")
+    temporary = folder.with_name(f".{folder.name}.new")
+    needed = sum(tensor.nbytes for tensor in weights.values())
+    try:
+        with storing(folder, needed):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write_tensors(temporary / "weights.safetensors", weights)
+            seal(temporary, about)
+            temporary.rename(folder)
+            sync(folder.parent)
+    except SafetensorError as error:
+        raise StorageError(errno.EIO, explain(folder, OSError(errno.EIO, str(error)), needed)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what a checkpoint is about and the marker of each file, and bring the folder to the disk."""
+    (folder / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    files = {path.name: {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in folder.iterdir()}
+    (folder / MARKER).write_text(json.dumps(files, indent=1), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        sync(path)
 
 
 def newest(folder: Path, report: Callable[[str], Any] = warnings.warn) -> Path | None:
