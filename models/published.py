@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mien.models import published_lora, published_mamba
@@ -53,10 +55,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of a published file, and of what stands beside them its `epoch` and `args`, where there.
+    """Return the weights of a published file, and of what stands beside them `epoch`, `args` and `mien`.
 
-    Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
+    `args` are the settings of whoever published it, `mien` is what `doctor.py` says of a model that it writes.
+    Files of safetensors hold weights alone. Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
     """
+    if Path(path).suffix == ".safetensors":
+        return {unwrapped(name): value for name, value in _read_safetensors(path).items()}, {}
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or no file of PyTorch 1.6 or later; fetch it again, or save it anew")
     try:
@@ -72,7 +77,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     beside: dict[str, Any] = {}
     for name in ("model", "module"):
         if isinstance(content, dict) and name in content:
-            beside = {key: content[key] for key in ("epoch", "args") if key in content}
+            beside = {key: content[key] for key in ("epoch", "args", "mien") if key in content}
             content = content[name]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
@@ -80,6 +85,13 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(beside.get("args"), argparse.Namespace):
         beside["args"] = vars(beside["args"])
     return {unwrapped(name): value for name, value in content.items()}, beside
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from error
 
 
 def save(task: Task) -> dict[str, Tensor]:

@@ -23,10 +23,12 @@ def sizes(task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: 
     with FlopCounterMode(display=False) as counter:
         task.eval()(batch)
     steps = loop.total_steps(num_clips)
+    parameters = list(task.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
     return {
         "clip": "x".join(map(str, clip.shape[1:4])) + " pixels",
         "tokens": f"{num_tokens:,} a clip",
-        "parameters": f"{sum(parameter.numel() for parameter in task.parameters()):,}",
+        "parameters": f"{total:,}" + ("" if trained == total else f", of which {trained:,} are trained"),
         "forward pass": f"{counter.get_total_flops() / 1e9:,.2f} GFLOP a clip (two a multiply-add)",
         "training clips": f"{num_clips:,}",
         "batch": f"{loop.batch_size:,} clips",

@@ -23,3 +23,11 @@ def test_operations_parameters_and_steps_are_counted() -> None:
     assert found["forward pass"].startswith(f"{2 * 3840 / 1e9:,.2f} GFLOP")
     assert found["steps"] == "15 (3.0 epochs)"
     assert found["tokens"] == "32 a clip"
+
+
+def test_what_is_frozen_is_told() -> None:
+    task = Linear()
+    task.layer.weight.requires_grad_(False)
+    clip = torch.zeros(1, 8, 4, 4, 3, dtype=torch.uint8)
+    found = sizes(task, clip, 32, num_clips=100, loop=LoopConfig(epochs=3, batch_size=20))
+    assert found["parameters"] == "3,850, of which 10 are trained"
