@@ -119,7 +119,7 @@ def _thinned(there: Fingerprint, here: Fingerprint) -> Difference | None:
         "is repeated: released checkpoints reach UAR/WAR 46/50 instead of 63/75 on such copies of DFEW"
     )
     if one > other:
-        effect = "the model learned clips as long as its own frames; of longer ones it sees other times and speeds"
+        effect = "the model learned clips as long as its own frames; of others it sees other times and speeds"
     return Difference("frames a clip", _length(there), _length(here), effect)
 
 

@@ -2,8 +2,8 @@
 
 `checkpoints/step_00000123/` holds `weights.safetensors`, `ema.safetensors` if there is an average, `loop.pt` (step,
 optimiser, scaler: plain tensors and numbers), `config.json` (whatever describes the model: the program's config, class
-names, fingerprints of what it was trained on) and `complete`, the marker with each file's size and checksum. It is written under
-a temporary name, brought to the disk and renamed, so a crash leaves the checkpoint before it.
+names, fingerprints of what it was trained on) and `complete`, the marker with each file's size and checksum. It is
+written under a temporary name, brought to the disk and renamed, so a crash leaves the checkpoint before it.
 
 The checksum is CRC-32: it stands against torn writes and failing disks, not against people, and costs half of SHA-256.
 """
