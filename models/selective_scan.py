@@ -40,10 +40,8 @@ def selective_scan(
     check(u, delta, A, B, C, D, z, delta_bias)
     kernel = fused() if u.is_cuda and u.dtype != torch.float64 else None
     if kernel is not None:
-        same = [None if x is None else x.to(u.dtype) for x in (delta, z)]
-        B, C = (x.float() if x.ndim == 2 else x.to(u.dtype) for x in (B, C))
-        D, delta_bias = (None if x is None else x.float() for x in (D, delta_bias))
-        return kernel(u, same[0], A.float(), B, C, D, same[1], delta_bias, delta_softplus, return_last_state)
+        given = as_kernels_take(u, delta, A, B, C, D, z, delta_bias)
+        return kernel(*given, delta_softplus=delta_softplus, return_last_state=return_last_state)
     B, C = grouped(B, C, u)
     y, last = ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
@@ -96,6 +94,27 @@ def fused() -> Callable[..., Any] | None:
         return None
     print("selective scan on CUDA: mamba-ssm's kernel")
     return selective_scan_fn
+
+
+def as_kernels_take(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> list[Tensor | None]:
+    """Return a scan's inputs in the types of mamba-ssm's kernel: u's for what has a length, float32 for the rest."""
+    if min(B.ndim, C.ndim) > 2:
+        B, C = grouped(B, C, u)
+    of_steps, of_channels = (
+        [None if x is None else x.to(dtype) for x in given]
+        for dtype, given in ((u.dtype, (delta, z)), (torch.float32, (A, D, delta_bias)))
+    )
+    reads = [x.float() if x.ndim == 2 else x.to(u.dtype) for x in (B, C)]
+    return [u, of_steps[0], of_channels[0], *reads, of_channels[1], of_steps[1], of_channels[2]]
 
 
 def check(

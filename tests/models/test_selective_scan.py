@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from mien.models import chunked_scan
-from mien.models.selective_scan import fused, selective_scan, sequential_scan
+from mien.models.selective_scan import as_kernels_take, fused, selective_scan, sequential_scan
 
 b, d, n = 2, 6, 3
 FORMS = {"plain": (b, n, 0), "grouped": (b, 2, n, 0), "a group a channel": (b, d, n, 0), "fixed": (d, n)}
@@ -195,6 +195,20 @@ def test_one_line_says_which_scan_cuda_takes(
     fused.cache_clear()
     assert fused() is sequential_scan
     assert capsys.readouterr().out == "selective scan on CUDA: mamba-ssm's kernel\n"
+
+
+@pytest.mark.parametrize(("B", "C"), [("plain", "grouped"), ("fixed", "plain"), ("grouped", "grouped")])
+def test_the_kernel_is_given_the_types_and_groups_it_takes(B: str, C: str) -> None:
+    values = drawn(20, B, C, dtype=torch.float32)
+    values[0] = values[0].bfloat16()
+    given = as_kernels_take(*values)
+    for name, x in zip(("u", "delta", "A", "B", "C", "D", "z", "delta_bias"), given, strict=True):
+        assert x is not None
+        assert x.dtype == (torch.bfloat16 if x.ndim > 2 else torch.float32), name
+    if "fixed" not in (B, C):
+        assert given[3].shape == given[4].shape  # type: ignore[union-attr]
+    assert error(sequential_scan(*given, True), sequential_scan(*values, True)) < 0.02
+    assert as_kernels_take(*values[:5], None, None, None)[5:] == [None] * 3
 
 
 @pytest.mark.gpu
