@@ -19,6 +19,7 @@ from mien.models.mamba import CausalConv, Mamba, MambaConfig, Mixer
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig, standardise
 from mien.models.selective_scan import sequential_scan
+from mien.platform import optim
 
 GRID = (4, 4, 4)
 SIZES = {"tiny": (192, 24), "small": (384, 24), "middle": (576, 32), "base": (768, 24)}
@@ -211,6 +212,16 @@ def test_the_published_draw_is_a_setting(expression: Callable[..., Expression]) 
     mixer = expression(init="published").backbone.encoder.blocks[0].mixer
     assert (mixer.dt_proj.bias == 0).all() and mixer.dt_proj.weight.std() < 0.04
     assert mixer.out_proj.weight.abs().max() <= 1 / math.sqrt(64) / math.sqrt(2)
+
+
+def test_decay_of_rates_as_published_is_a_setting(expression: Callable[..., Expression]) -> None:
+    task = expression()
+    for anyway, count in (((), 0), (("A_log", "A_b_log"), 4)):
+        optimiser = optim.build(task, optim.OptimConfig(decay_anyway=anyway))
+        decayed = {name for group in optimiser.param_groups if group["weight_decay"] for name in group["param_names"]}
+        assert len([name for name in decayed if name.endswith("_log")]) == count
+        assert not any(name.endswith((".D", ".D_b", "pos_embed", "embedding", "cls_token")) for name in decayed)
+        assert "backbone.encoder.blocks.0.mixer.in_proj.weight" in decayed
 
 
 def test_layer_decay_as_published_is_a_setting(expression: Callable[..., Expression]) -> None:
