@@ -28,7 +28,7 @@ def settings_of(task: str, backbone: BackboneConfig) -> dict[str, Any]:
         return settings | {"mask": {"ratio": 0.75} | window, "decoder": {"width": 24, "depth": 2, "heads": 2}}
     if task != "gaze":
         settings["num_classes"] = 5
-    return settings | {"pool": "region" if backbone.region else "patch"}
+    return settings | {"pool": "region" if backbone.has_messengers else "patch"}
 
 
 @pytest.fixture(params=sorted(ENCODERS))
