@@ -20,16 +20,17 @@ from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor
 
 from mien.data_pipelines import mixing, reading
-from mien.data_pipelines.fingerprint import PUBLISHED, Fingerprint
+from mien.data_pipelines.fingerprint import Fingerprint
 from mien.data_pipelines.fold import DataConfig, Fold, open_clips
 from mien.data_pipelines.reading import Files
 from mien.data_pipelines.unreadable import DropCount
-from mien.models import description, published, tasks
+from mien.experiments.doctor import load_pretrained, pretrained_backbone, trained_on
+from mien.models import tasks
+from mien.models.adaptation import AdaptConfig, adapted_config
 from mien.models.backbone import BackboneConfig, FeatureTask
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
-from mien.models.loading import load_backbone
 from mien.platform import checkpoint, predict, scores
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
@@ -50,6 +51,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     pretrained: str | None = Field(
         None, description="run folder or checkpoint of a pretraining, or a published .pth file; null: from scratch"
     )
+    adapt: AdaptConfig = AdaptConfig()
     pretrained_norm: bool = Field(False, description="start the pooled norm from the autoencoder's; published: new")
     drop_path: float = Field(0.1, description="stochastic depth of the last block while fine-tuning", ge=0, lt=1)
     task: LabelledTask = Field(CombinedConfig(), description="what is learned; the number of classes is the manifest's")
@@ -97,7 +99,14 @@ def completed(config: FinetuneConfig) -> FinetuneConfig:
                 f"task.backbone comes from the checkpoint {config.pretrained}, but the settings ask for another:"
                 f"{differences(plain(saved), plain(backbone))}\nleave task.backbone out, or pretrain that one first"
             )
-        backbone = saved
+        if config.adapt != AdaptConfig() and backbone != BackboneConfig():
+            raise ConfigError(
+                "adapt says what differs from the pretrained backbone, so leave task.backbone out; a published file of "
+                "other frames, size or region is first given its config by doctor.py to=safetensors"
+            )
+        backbone = adapted_config(saved, config.adapt)
+    elif config.adapt != AdaptConfig():
+        raise ConfigError("adapt changes a pretrained backbone, but pretrained is null; set task.backbone instead")
     encoder = backbone.encoder.model_copy(update={"drop_path": config.drop_path})
     return with_task(config, backbone=backbone.model_copy(update={"encoder": encoder}))
 
@@ -117,25 +126,9 @@ def with_task(config: FinetuneConfig, **known: Any) -> FinetuneConfig:
     return config.model_copy(update={"task": rebuild(type(task), plain(task))})
 
 
-def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
-    """Return the backbone's config of one of our checkpoints or of a published file.
-
-    Weights do not tell frames, size and region; those of a published file are as asked, or else as published.
-    """
-    if Path(path).is_file():  # ours are folders
-        region = None if asked == BackboneConfig() else asked.region
-        return description.describe(published.read_state(path), asked.tubes.frames, asked.tubes.size, region).backbone
-    about = checkpoint.about(Path(path))
-    return rebuild(BackboneConfig, about["task"]["backbone"])
-
-
 def inputs(config: FinetuneConfig, fold: Fold) -> dict[str, Fingerprint | None]:
     """Return the fingerprints of what a run is trained on and of what its pretrained weights were, where known."""
-    before: Fingerprint | None = None
-    if config.pretrained is not None and Path(config.pretrained).is_file():
-        before = PUBLISHED["pretraining" if "mask_token" in published.read_state(config.pretrained) else "fine-tuning"]
-    elif config.pretrained is not None:
-        before = checkpoint.about(Path(config.pretrained)).get("inputs", {}).get("trained_on")
+    before = None if config.pretrained is None else trained_on(config.pretrained)
     return {"trained_on": fold.fingerprint("train", config.data.manifest), "pretrained_on": before}
 
 
@@ -144,14 +137,11 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
     torch.manual_seed(config.loop.seed)
     task = tasks.build(config.task)
     assert isinstance(task, FeatureTask)
-    if config.pretrained is None:
-        return task
-    norm: Literal["pretrained", "new"] = "pretrained" if config.pretrained_norm else "new"
-    if Path(config.pretrained).is_file():
-        report = published.load(task, published.read_state(config.pretrained), norm, head="new")
-    else:
-        report = load_backbone(task, checkpoint.weights(Path(config.pretrained)), norm)
-    print(f"{config.pretrained}: {report}")
+    if config.pretrained is not None:
+        norm: Literal["pretrained", "new"] = "pretrained" if config.pretrained_norm else "new"
+        adapts = config.adapt != AdaptConfig()
+        source = pretrained_backbone(config.pretrained, BackboneConfig()) if adapts else None
+        print(f"{config.pretrained}: {load_pretrained(task, config.pretrained, norm, source)}")
     return task
 
 

@@ -56,12 +56,13 @@ def load_strictly(
         for name in sorted(own.keys() & state.keys())
         if state[name].shape != own[name].shape
     ]
-    for problem, names in (("not in the file", missing), ("unknown to the model", unknown), ("other shapes", shapes)):
-        if names:
-            raise ValueError(
-                f"the weights do not fit the model; {problem}: {'; '.join(names[:8])}{' …' if names[8:] else ''}; "
-                "build the model with the config that the weights were trained with"
-            )
+    kinds = (("not in the file", missing), ("unknown to the model", unknown), ("other shapes", shapes))
+    wrong = [f"{kind}: {'; '.join(names[:8])}{' …' if names[8:] else ''}" for kind, names in kinds if names]
+    if wrong:
+        raise ValueError(
+            f"the weights do not fit the model; {'; '.join(wrong)}; build the model with the config that the weights "
+            "were trained with"
+        )
     task.load_state_dict(dict(state), strict=False)
     return Report(tuple(sorted(state)), left, fresh, adapted.changed)
 

@@ -58,7 +58,8 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a published file, and of what stands beside them `epoch`, `args` and `mien`.
 
     `args` are the settings of whoever published it, `mien` is what `doctor.py` says of a model that it writes.
-    Files of safetensors hold weights alone. Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
+    Files of safetensors hold weights alone. Raises ValueError for a file that holds anything but weights and plain
+    settings, or none, or is damaged.
     """
     if Path(path).suffix == ".safetensors":
         return {unwrapped(name): value for name, value in _read_safetensors(path).items()}, {}

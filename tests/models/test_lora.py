@@ -19,7 +19,7 @@ HEAD = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
 
 def made(backbone: BackboneConfig, **lora: Any) -> Expression:
     torch.manual_seed(0)
-    pool = backbone.summaries or "patch"
+    pool = "region" if backbone.region else "patch"
     settings = {"backbone": backbone, "pool": pool, "lora": lora or None}
     return Expression(ExpressionConfig.model_validate(settings))
 
