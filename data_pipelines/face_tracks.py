@@ -57,7 +57,8 @@ class _Open:
     """A track that goes on: what the looks found, corners of boxes and scores."""
 
     frames: list[int] = field(default_factory=list)
-    faces: list[np.ndarray] = field(default_factory=list)
+    # No arrays: thousands of small ones between a video's pictures keep the allocator from using their room again.
+    faces: list[list[float]] = field(default_factory=list)
 
 
 class Tracker:
@@ -74,16 +75,17 @@ class Tracker:
         self._looks.append(frame)
         longest = self._config.detect_every + self._config.max_gap_seconds * self._fps
         self._close(lambda track: frame - track.frames[-1] > longest)
-        last = np.array([track.faces[-1] for track in self._open]).reshape(-1, 5)
+        last = np.array([track.faces[-1] for track in self._open], np.float32).reshape(-1, 5)
         shared = overlaps(last, faces)
         free = set(range(len(faces)))
         while shared.size and shared.max() >= self._config.min_overlap:  # the most certain pair first
             old, new = np.unravel_index(shared.argmax(), shared.shape)
             self._open[old].frames.append(frame)
-            self._open[old].faces.append(faces[new])
+            self._open[old].faces.append(faces[new].tolist())
             shared[old, :], shared[:, new] = 0, 0
             free.discard(int(new))
-        self._open += [_Open([frame], [faces[i]]) for i in sorted(free) if faces[i, 4] >= self._config.min_score]
+        begin = (i for i in sorted(free) if faces[i, 4] >= self._config.min_score)
+        self._open += [_Open([frame], [faces[i].tolist()]) for i in begin]
 
     def cut(self, frame: int) -> None:
         """End all tracks before `frame`; faces found in the last look before are taken to stay until there."""
@@ -107,7 +109,7 @@ class Tracker:
 
     def _made(self, track: _Open) -> Track:
         places = np.arange(track.frames[0], track.frames[-1] + 1)
-        faces = np.stack(track.faces)
+        faces = np.array(track.faces, np.float32)
         middles = np.concatenate([(faces[:, :2] + faces[:, 2:4]) / 2, faces[:, 2:4] - faces[:, :2]], axis=1)
         boxes = np.stack([np.interp(places, track.frames, values) for values in middles.T], axis=1)
         sigma = self._config.smooth_seconds * self._fps

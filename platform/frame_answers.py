@@ -60,7 +60,7 @@ class FrameAnswers:
     def probabilities(self) -> np.ndarray | None:
         """Return the mean probabilities (frames, K), or None where classes are not told."""
         assert self.windows.all(), "a frame was left without an answer"
-        return self._sums / self.windows[:, None] if self._sums.shape[1] else None
+        return self._sums / self.windows[:, None].astype(np.float32) if self._sums.shape[1] else None
 
     def gaze(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return pitch and yaw (frames, 2) and their spread (frames,), radians; None where gaze is not told."""

@@ -4,6 +4,7 @@ One strip a face, those that are longest in view, each over the video's whole ti
 a few hundred columns, each the mean of the frames that it stands for.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from mien.platform.scores import angles, directions
 
 COLUMNS = 800
 MOST_FACES = 6
+NOTE_LETTERS = 165  # that a line below the strips holds
 PITCH, YAW = "#2a6fdb", "#d1495b"
 
 
@@ -66,12 +68,13 @@ def save(
         for kind, values in (("classes", course.probabilities), ("gaze", course.gaze))
         if values is not None
     ]
-    below = 0.7 + 0.19 * len(notes)  # inches
+    lines = [line for note in notes for line in textwrap.wrap(note, NOTE_LETTERS, subsequent_indent="    ")]
+    below = 0.7 + 0.19 * len(lines)  # inches
     tall = 1.0 + (1.55 * len(kinds) or 1.5) + below
     figure = matplotlib.figure.Figure(figsize=(11, tall), dpi=110, facecolor="white")
     left_out = f", the {len(chosen)} longest of {len(courses)} faces" if len(chosen) < len(courses) else ""
     figure.suptitle(title + left_out, x=0.01, y=1 - 0.12 / tall, ha="left", va="top", fontsize=13, fontweight="bold")
-    frame = {"left": 0.075, "right": 0.845, "top": 1 - 0.62 / tall, "bottom": below / tall, "hspace": 0.28}
+    frame = {"left": 0.085, "right": 0.845, "top": 1 - 0.62 / tall, "bottom": below / tall, "hspace": 0.28}
     axes = np.ravel(figure.subplots(max(len(kinds), 1), 1, sharex=True, gridspec_kw=frame))
     for ax, (course, kind) in zip(axes, kinds, strict=False):
         _strip(ax, binned(course, seconds), kind, classes)
@@ -80,9 +83,9 @@ def save(
         axes[0].set_yticks([])
     axes[-1].set_xlim(0, max(seconds, 1e-3))
     axes[-1].set_xlabel("seconds")
-    for line, note in enumerate(notes):
-        y = (below - 0.55 - 0.19 * line) / tall
-        figure.text(0.01, y, note, ha="left", va="top", fontsize=8.5, color="#444")
+    for place, line in enumerate(lines):
+        y = (below - 0.55 - 0.19 * place) / tall
+        figure.text(0.01, y, line, ha="left", va="top", fontsize=8.5, color="#444")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     figure.savefig(draft, format="png")
