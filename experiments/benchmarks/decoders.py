@@ -16,9 +16,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from pydantic import BaseModel, Field
 
@@ -32,7 +34,8 @@ from mien.platform.storage import write_whole
 
 Reader = Callable[[str, np.ndarray], np.ndarray]
 HANG_SECONDS = 20.0
-DAMAGES = ("bytes flipped", "header flipped", "index flipped", "fields extreme", "zeroed block", "noise block")
+DAMAGES = ("bytes flipped", "tables flipped", "index flipped", "fields extreme", "zeroed block", "noise block")
+TABLES = (b"stsz", b"stco", b"stts", b"ctts", b"stsc", b"stss")  # of an mp4: where its frames are, and when
 
 
 class DecodersConfig(BaseModel, frozen=True, extra="forbid"):
@@ -70,12 +73,41 @@ def write_videos(root: Path) -> dict[str, Path]:
         if suffix in ("mp4", "m4v", "mov"):
             name = " ".join([codec, *(f"{key}={value}" for key, value in options.items())])
             found[name] = damage.video(root / f"{number}.{suffix}", codec, options)
+    found["libx264, wavering rate"] = wavering(root / "wavering.mp4")
     noise = np.random.default_rng(0).integers(0, 256, (28, 28 + 32, 3), dtype=np.uint8)
     large = np.stack([noise[:, at % 32 : at % 32 + 28].repeat(8, 0).repeat(8, 1) for at in range(250)])
     for every in (16, 250):
         found[f"224, keyframe every {every}"] = root / f"large{every}.mp4"
         found[f"224, keyframe every {every}"].write_bytes(h264([large], 25, keyframe_every=every, crf=18))
     return found
+
+
+def wavering(path: Path) -> Path:
+    """Write a video whose frames are 10 to 90 ms apart, which has the longest tables."""
+    times = np.cumsum(np.random.default_rng(0).integers(10, 90, damage.FRAMES)).tolist()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"threads": "1", "bf": "4", "g": "15"})
+        stream.width, stream.height, stream.pix_fmt = damage.WIDTH, damage.HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms, picture in zip(times, damage.pictures(0), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def spoilt(content: bytes, how: str, rng: np.random.Generator) -> bytes:
+    """Return a damaged mp4."""
+    if how != "tables flipped":
+        return damage.DAMAGES[how](content, rng)
+    made = bytearray(content)
+    for table in TABLES:
+        place = made.find(table)
+        if place >= 0 and rng.random() < 0.5:
+            for at in rng.integers(place + 4, place + 60, int(rng.integers(1, 6))):
+                made[min(int(at), len(made) - 1)] = int(rng.integers(256))
+    return bytes(made)
 
 
 def differences(videos: dict[str, Path], library: dict[str, Reader], seed: int) -> dict[str, str]:
@@ -160,7 +192,7 @@ def endings(root: Path, videos: dict[str, Path], library: dict[str, Reader], con
         for number in range(config.damaged):
             path = root / "damaged.mp4"
             content = whole[number % len(whole)].read_bytes()
-            path.write_bytes(damage.DAMAGES[DAMAGES[number // len(whole) % len(DAMAGES)]](content, rng))
+            path.write_bytes(spoilt(content, DAMAGES[number // len(whole) % len(DAMAGES)], rng))
             for who, read in library.items():
 
                 def damaged(read: Reader = read, path: Path = path) -> None:
