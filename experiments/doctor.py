@@ -71,7 +71,9 @@ def open_weights(path: str | Path, *, ema: bool = False, **known: Any) -> Weight
     """
     path, known = Path(path), {name: value for name, value in known.items() if value is not None}
     if not path.exists():
-        raise ConfigError(f"expected a file or folder of weights, but {path} does not exist")
+        raise ConfigError(
+            f"expected a published file, a checkpoint or the folder of a run that has one, but {path} does not exist"
+        )
     if path.is_dir():
         if known:
             raise ConfigError(f"{', '.join(known)}: {path} tells these itself; leave them out")
@@ -258,8 +260,6 @@ def main(argv: Sequence[str]) -> None:
     if call.dry_run:
         print(dump(settings))
         return
-    if not Path(settings.file).exists():
-        raise ConfigError(f"expected a file or folder of weights, but {settings.file} does not exist")
     try:
         weights = open_weights(
             settings.file, ema=settings.ema, frames=settings.frames, size=settings.size, region=settings.region

@@ -170,7 +170,7 @@ def test_a_video_of_one_frame_is_a_clip_of_that_frame(tmp_path: Path, rule: str)
         (["optim.warmup_steps=6"], "the warm-up must be shorter than the run, but it has 6 of 6 steps"),
         (["data.fold=9"], "the fold must be one of [1, 2, 3, 4, 5]"),
         (["data.manifest=nowhere.parquet"], "there is no file nowhere.parquet: prepare it first"),
-        (["pretrained=nowhere"], "the folder of a run that has one, but nowhere holds none"),
+        (["pretrained=nowhere"], "the folder of a run that has one, but nowhere does not exist"),
         (["data.sampling.frames=8"], "a clip has as many frames as the model takes, 4, but sampling.frames is 8"),
         (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
