@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines.randaugment import FILL, RandAugmentConfig, draw_operations, looks_around, motion, recolouring
-from mien.data_pipelines.resampling import Step, each_frame, resize, resizing, warping
+from mien.data_pipelines.resampling import Step, resizing, warping
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1; the models standardise with them
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -73,22 +73,67 @@ class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
         )
 
 
+class Augmentation:
+    """What one draw does to a clip: to each frame, as soon as it is decoded, and then to the clip and its gaze."""
+
+    def __init__(self, rng: np.random.Generator, config: AugmentConfig, size: int) -> None:
+        self._rng, self._config, self._size = rng, config, size
+        self._steps: list[Step] | None = None  # planned at the first frame, since they depend on its size
+        self._flipped = False
+
+    def frame(self, frame: np.ndarray) -> np.ndarray:
+        """Return uint8 `(size, size, 3)` of a frame `(h, w, 3)`; all frames of a clip must have one size.
+
+        A frame goes through all steps while it is in the cache, and no large array stands between two of them.
+        """
+        if self._steps is None:
+            self._steps = self._plan(*frame.shape[:2])
+        for step in self._steps:
+            frame = step(frame)
+        return frame
+
+    def clip(self, frames: np.ndarray, gaze: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return clip and gaze `(..., 2)`, pitch and yaw, for all frames that `frame` gave; `frames` is changed."""
+        config = self._config
+        if config.kind == "finetune" and self._rng.random() < config.erase:
+            _erase(frames, self._rng, config)
+        if not config.keeps_gaze:
+            return frames, np.full_like(gaze, np.nan)
+        return frames, mirrored_gaze(gaze) if self._flipped else gaze
+
+    def _plan(self, height: int, width: int) -> list[Step]:
+        rng, config, size = self._rng, self._config, self._size
+        steps: list[Step] = []
+        if config.precrop == "voxceleb2":
+            steps.append(_cut(*_upper_middle(height, width, size)))
+            height = width = max(160, size)
+        if config.kind == "none":
+            return [*steps, resizing(height, width, size)]
+        if config.kind == "pretrain":
+            rows, columns = _multi_scale_crop(height, width, rng, config, size)
+            return [*steps, _cut(rows, columns), resizing(_length(rows), _length(columns), size)]
+        drawn = draw_operations(rng, config.randaugment)
+        left, top, right, bottom = _crop_box(rng, config, size)
+        self._flipped = rng.random() < config.flip
+        colours, moves, whole = recolouring(drawn), motion(drawn), looks_around(drawn)
+        if whole:  # the picture is looked at as large as published
+            steps += [resizing(height, width, size), *colours]
+            height = width = size
+        if moves is None:
+            rows, columns = _pixels(top, bottom, height), _pixels(left, right, width)
+            steps += [_cut(rows, columns), resizing(_length(rows), _length(columns), size)]
+        else:
+            crop = np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]])
+            steps.append(warping(height, width, moves @ crop, size, FILL))
+        return [*steps, *([] if whole else colours), *([_mirrored] if self._flipped else [])]
+
+
 def augment(
     clip: np.ndarray, gaze: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a uint8 clip `(t, size, size, 3)` and its gaze `(2,)`, pitch and yaw, for a clip `(t, h, w, 3)`."""
-    if config.precrop == "voxceleb2":
-        clip = _upper_middle(clip, size)
-    if config.kind == "none":
-        return resize(clip, size), gaze
-    if not config.keeps_gaze:
-        gaze = np.full_like(gaze, np.nan)
-    if config.kind == "pretrain":
-        return _multi_scale_crop(clip, rng, config, size), gaze
-    clip, flipped = _recoloured_crop(clip, rng, config, size)
-    if rng.random() < config.erase:
-        _erase(clip, rng, config)
-    return clip, mirrored_gaze(gaze) if flipped else gaze
+    """Return a uint8 clip `(t, size, size, 3)` and its gaze `(..., 2)`, pitch and yaw, for a clip `(t, h, w, 3)`."""
+    drawn = Augmentation(rng, config, size)
+    return drawn.clip(np.stack([drawn.frame(frame) for frame in clip]), gaze)
 
 
 def mirrored_gaze(gaze: np.ndarray) -> np.ndarray:
@@ -96,8 +141,25 @@ def mirrored_gaze(gaze: np.ndarray) -> np.ndarray:
     return gaze * np.array([1, -1], gaze.dtype)
 
 
-def _upper_middle(clip: np.ndarray, size: int) -> np.ndarray:
-    height, width = clip.shape[1:3]
+def _mirrored(frame: np.ndarray) -> np.ndarray:
+    return cv2.flip(frame, 1)
+
+
+def _cut(rows: slice, columns: slice) -> Step:
+    return lambda frame: frame[rows, columns]
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+def _pixels(first: float, last: float, side: int) -> slice:
+    """Return the pixels of a side from one share of it to another, at least one."""
+    start = min(round(first * side), side - 1)
+    return slice(start, max(round(last * side), start + 1))
+
+
+def _upper_middle(height: int, width: int, size: int) -> tuple[slice, slice]:
     side = max(160, size)
     if (height, width) != (224, 224) or side > 224:
         raise ValueError(
@@ -105,12 +167,13 @@ def _upper_middle(clip: np.ndarray, size: int) -> np.ndarray:
             f"{size}: set augment.precrop to none for other videos"
         )
     left = (width - side) // 2
-    return clip[:, :side, left : left + side]
+    return slice(0, side), slice(left, left + side)
 
 
-def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int) -> np.ndarray:
-    """Cut one of a few sizes at one of 13 places: corners, edge middles, quarter points and the centre."""
-    height, width = clip.shape[1:3]
+def _multi_scale_crop(
+    height: int, width: int, rng: np.random.Generator, config: AugmentConfig, size: int
+) -> tuple[slice, slice]:
+    """Return rows and columns of one of a few sizes at one of 13 places: corners, edge middles, quarters, centre."""
     sides = [int(min(height, width) * scale) for scale in config.crop_scales]
     sides = [size if abs(side - size) < 3 else side for side in sides]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -119,38 +182,7 @@ def _multi_scale_crop(clip: np.ndarray, rng: np.random.Generator, config: Augmen
     places = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]  # quarters of the way down and right
     down, right = places[rng.integers(len(places))]
     top, left = down * ((height - crop_height) // 4), right * ((width - crop_width) // 4)
-    return resize(clip[:, top : top + crop_height, left : left + crop_width], size)
-
-
-def _recoloured_crop(
-    clip: np.ndarray, rng: np.random.Generator, config: AugmentConfig, size: int
-) -> tuple[np.ndarray, bool]:
-    """Return RandAugment's operations, a random box, stretched, and a flip; and whether it was flipped."""
-    drawn = draw_operations(rng, config.randaugment)
-    left, top, right, bottom = _crop_box(rng, config, size)
-    flipped = rng.random() < config.flip
-    height, width = clip.shape[1:3]
-    steps: list[Step] = []
-    colours, moves = recolouring(drawn), motion(drawn)
-    if looks_around(drawn):  # at the whole picture, as large as published
-        steps += [resizing(height, width, size), *colours]
-        height = width = size
-    if moves is None:
-        rows, columns = (slice(round(a * n), round(b * n)) for a, b, n in ((top, bottom, height), (left, right, width)))
-        steps.append(lambda frame: frame[rows, columns])
-        steps.append(resizing(rows.stop - rows.start, columns.stop - columns.start, size))
-    else:
-        crop = np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]])
-        steps.append(warping(height, width, moves @ crop, size, FILL))
-    if not looks_around(drawn):
-        steps += colours
-    if flipped:
-        steps.append(_mirrored)
-    return each_frame(clip, steps, size), flipped
-
-
-def _mirrored(frame: np.ndarray) -> np.ndarray:
-    return cv2.flip(frame, 1)
+    return slice(top, top + crop_height), slice(left, left + crop_width)
 
 
 def _crop_box(rng: np.random.Generator, config: AugmentConfig, size: int) -> tuple[float, float, float, float]:

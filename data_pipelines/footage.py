@@ -86,7 +86,8 @@ class Footage:
             found += 1
             yield frame
         if not found:
-            raise DecodeError(self.path, "holds no frame that can be decoded")
+            damage = self.notes.get("first damage")
+            raise DecodeError(self.path, "holds no frame that can be decoded" + (f": {damage}" if damage else ""))
 
     def _count(self, what: str, number: int = 1) -> None:
         self.notes[what] = int(self.notes.get(what, 0)) + number

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import decode
-from mien.data_pipelines.augment import AugmentConfig, augment
+from mien.data_pipelines.augment import Augmentation, AugmentConfig
 from mien.data_pipelines.decode import DecodeError, Encoded, Packed
 from mien.data_pipelines.manifest import Manifest, located
 from mien.data_pipelines.sampling import (
@@ -27,8 +27,6 @@ from mien.data_pipelines.sampling import (
 from mien.data_pipelines.threads import in_order
 from mien.data_pipelines.unreadable import Dropped
 
-UNKNOWN = np.full(2, np.nan, np.float32)  # gaze, where only pictures are wanted
-DECODED_BYTES = 256 * 2**20  # of frames in their own size at a time, where many are wanted: 97 of 1280x720
 # One clip: clip uint8 (t,h,w,c), row, draw, label, gaze float32 (2,), gaze_spread float32, perhaps view and position.
 # `gaze_spread`, radians, stands beside the contract's gaze so that a task can trust a teacher's labels as far as the
 # teacher does; it is 0 where gaze was measured, or nobody said, and then weighs as it always did. With `frame_gaze`,
@@ -92,19 +90,18 @@ def read_train(
     """Return the training clip that `draw` chooses of manifest line `index`; raises DecodeError."""
     frames_rng, augment_rng = (np.random.default_rng([draw, part]) for part in (0, 1))
     indices = ablated(train_indices(row["frames"], config.sampling, frames_rng), config.sampling, frames_rng)
-    clip = decode.read(source or locate(row, config.root), row["start"] + indices, _size(row))
+    drawn = Augmentation(augment_rng, config.augment, config.size)
+    frames = decode.read(source or locate(row, config.root), row["start"] + indices, _size(row), drawn.frame)
     gaze, spread = _gaze(row, indices, config)
-    clip, gaze = augment(clip, gaze, augment_rng, config.augment, config.size)
+    clip, gaze = drawn.clip(frames, gaze)
     return _example(row, index, draw, clip, gaze, spread)
 
 
 def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Encoded | None = None) -> list[Example]:
     """Return the evaluation views of manifest line `index`, resized and nothing else; raises DecodeError."""
-    plain = config.augment.model_copy(update={"kind": "none"})
     rng = np.random.default_rng(index)  # of the row alone, so that an evaluation can be repeated
     views = [ablated(view, config.sampling, rng) for view in view_indices(row["frames"], config.sampling)]
-    frames = decode.read(source or locate(row, config.root), row["start"] + np.concatenate(views), _size(row))
-    frames, _ = augment(frames, UNKNOWN, np.random.default_rng(0), plain, config.size)
+    frames = _plain(row, np.concatenate(views), config, source)
     clips = np.split(frames, len(views))
     told = [_gaze(row, view, config) for view in views]
     examples = [_example(row, index, 0, clip, *known) for clip, known in zip(clips, told, strict=True)]
@@ -113,14 +110,13 @@ def read_views(row: dict[str, Any], index: int, config: ReadConfig, source: Enco
 
 def read_frames(row: dict[str, Any], first: int, last: int, config: ReadConfig) -> np.ndarray:
     """Return the frames first..last-1 of a row's clip as evaluation sees them, uint8 `(n, h, w, c)`; or DecodeError."""
+    return _plain(row, np.arange(first, last), config)
+
+
+def _plain(row: dict[str, Any], indices: np.ndarray, config: ReadConfig, source: Encoded | None = None) -> np.ndarray:
     plain = config.augment.model_copy(update={"kind": "none"})
-    most = max(1, DECODED_BYTES // (row["height"] * row["width"] * 3))
-    parts = []
-    for begin in range(first, last, most):
-        wanted = row["start"] + np.arange(begin, min(begin + most, last))
-        frames = decode.read(locate(row, config.root), wanted, _size(row))
-        parts.append(augment(frames, UNKNOWN, np.random.default_rng(0), plain, config.size)[0])
-    return np.concatenate(parts)
+    resized = Augmentation(np.random.default_rng(0), plain, config.size)
+    return decode.read(source or locate(row, config.root), row["start"] + indices, _size(row), resized.frame)
 
 
 def _source(sources: Files | None, index: int) -> Encoded | None:

@@ -8,7 +8,7 @@ the step between pixels; up to half the size a short filter before bilinear inte
 OpenCV's area filter does (on 256 to 160 pixels nearer) in 0.4 of the time. Below half the size it is the area filter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -16,26 +16,6 @@ import numpy as np
 cv2.setNumThreads(1)  # clips are worked on side by side; threads inside one small frame only get in each other's way
 
 Step = Callable[[np.ndarray], np.ndarray]  # a frame uint8 (h,w,c) -> a frame, maybe of another size; its input stays
-
-
-def each_frame(clip: np.ndarray, steps: Sequence[Step], size: int) -> np.ndarray:
-    """Return `(t, size, size, c)`, every frame of a clip after all steps.
-
-    A frame goes through all steps before the next one does: what is between two steps fits the cache, and no large
-    array is made but the result.
-    """
-    result = np.empty((len(clip), size, size, clip.shape[3]), np.uint8)
-    for frame, out in zip(clip, result, strict=True):
-        for step in steps:
-            frame = step(frame)
-        out[:] = frame
-    return result
-
-
-def resize(clip: np.ndarray, size: int) -> np.ndarray:
-    """Return `(t, size, size, c)`, stretched where the frames are not square; the clip itself where nothing changes."""
-    height, width = clip.shape[1:3]
-    return clip if height == width == size else each_frame(clip, [resizing(height, width, size)], size)
 
 
 def resizing(height: int, width: int, size: int) -> Step:

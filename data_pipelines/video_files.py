@@ -15,7 +15,7 @@ import io
 import stat
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -37,6 +37,7 @@ CONTAINERS = {
 }
 
 Bytes = bytes | np.ndarray  # encoded content; an array is uint8, one-dimensional
+Each = Callable[[np.ndarray], np.ndarray]  # what is done to a frame uint8 (h,w,c) as soon as it is decoded
 
 
 class DecodeError(ValueError):
@@ -97,12 +98,12 @@ def check_size(path: str | Path, height: int, width: int, frames: int = 1) -> No
         raise DecodeError(path, f"{reason}: make them smaller, as crop_faces.py does")
 
 
-def read_video(path: str, content: Bytes | None, wanted: np.ndarray) -> np.ndarray:
+def read_video(path: str, content: Bytes | None, wanted: np.ndarray, each: Each | None = None) -> np.ndarray:
     """Return frames of a video that is given by its bytes or, without, read from `path` piece by piece.
 
-    `wanted` holds their numbers, ascending and each once.
+    `wanted` holds their numbers, ascending and each once; `each` is done to every one of them.
     """
-    with _opened_video(path, content) as video:
+    with _opened_video(path, content, each) as video:
         if _is_mp4(path):
             times, keys = video.times()
             check_length(path, len(times), wanted)
@@ -141,7 +142,7 @@ def _opened(path: str, content: Bytes | None) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _opened_video(path: str, content: Bytes | None) -> Iterator["_Video"]:
+def _opened_video(path: str, content: Bytes | None, each: Each | None = None) -> Iterator["_Video"]:
     """Open a video; what FFmpeg raises, also while it is read, becomes a DecodeError."""
     with _opened(path, content) as stream:
         size = stream.seek(0, io.SEEK_END)
@@ -150,7 +151,7 @@ def _opened_video(path: str, content: Bytes | None) -> Iterator["_Video"]:
         stream.seek(0)
         try:
             with av.open(stream, "r", container_options=CONTAINERS, metadata_errors="replace") as container:
-                yield _Video(path, container, time_limit(size))
+                yield _Video(path, container, time_limit(size), each)
         except av.FFmpegError as error:
             raise DecodeError(path, f"cannot be decoded as a video: {error.strerror}") from error
 
@@ -182,8 +183,8 @@ def _check_boxes(path: str, stream: BinaryIO, size: int) -> None:
 class _Video:
     """The first video stream of an open container, read by one thread and within the limits of a file."""
 
-    def __init__(self, path: str, container: av.container.InputContainer, seconds: float) -> None:
-        self._path, self._container, self._seconds = path, container, seconds
+    def __init__(self, path: str, container: av.container.InputContainer, seconds: float, each: Each | None) -> None:
+        self._path, self._container, self._seconds, self._each = path, container, seconds, each
         self._until = time.monotonic() + seconds
         if not container.streams.video:
             raise DecodeError(path, "holds no video stream")
@@ -256,11 +257,12 @@ class _Video:
         return (self._width, self._height) if _turns(frame) % 2 else (self._height, self._width)
 
     def rgb(self, frame: av.VideoFrame, frames: int) -> np.ndarray:
-        """Return one of `frames` as uint8 `(h, w, c)`, upright; all have the size of the video's header."""
-        check_size(self._path, self._height, self._width, frames)
-        made = self._to_rgb.reformat(frame, self._width, self._height, "rgb24", threads=1).to_ndarray()
+        """Return one of `frames` as uint8 `(h, w, c)`, upright and in the header's size, after what is done to each."""
+        check_size(self._path, self._height, self._width, frames if self._each is None else 1)
+        made: np.ndarray = self._to_rgb.reformat(frame, self._width, self._height, "rgb24", threads=1).to_ndarray()
         turns = _turns(frame)
-        return np.ascontiguousarray(np.rot90(made, turns)) if turns else made
+        made = np.ascontiguousarray(np.rot90(made, turns)) if turns else made
+        return made if self._each is None else self._each(made)
 
     def _packets(self) -> Iterator[av.Packet]:
         """Yield the packets that follow, as long as there is time."""

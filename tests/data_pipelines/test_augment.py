@@ -1,6 +1,7 @@
 """Augmentation is one draw a clip, the published operations, and a gaze that is right or unknown."""
 
 import math
+from functools import reduce
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from mien.data_pipelines.randaugment import (
     motion,
     recolouring,
 )
-from mien.data_pipelines.resampling import each_frame, resize, warping
+from mien.data_pipelines.resampling import Step, resizing, warping
 
 GAZE = np.array([0.2, -0.7], np.float32)
 
@@ -241,8 +242,17 @@ def by_pillow(name: str, image: Image.Image, m: float, sign: float) -> Image.Ima
     }[name]()
 
 
+def stepped(clip: np.ndarray, steps: list[Step]) -> np.ndarray:
+    """Return every frame of a clip after all steps."""
+    return np.stack([reduce(lambda frame, step: step(frame), steps, frame) for frame in clip])
+
+
+def resize(clip: np.ndarray, size: int) -> np.ndarray:
+    return stepped(clip, [resizing(*clip.shape[1:3], size)])
+
+
 def recoloured(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
-    return each_frame(clip, recolouring(drawn), clip.shape[1])
+    return stepped(clip, recolouring(drawn))
 
 
 def by_pillow_on(clip: np.ndarray, drawn: list[Drawn]) -> np.ndarray:
@@ -271,9 +281,7 @@ def test_moves_agree_with_pillow_one_after_another(names: list[str], magnitude: 
     drawn = [(name, magnitude, sign) for name in names]
     matrix = motion(drawn)
     assert matrix is not None
-    difference = np.abs(
-        each_frame(clip, [warping(64, 64, matrix, 64, FILL)], 64).astype(int) - by_pillow_on(clip, drawn)
-    )
+    difference = np.abs(stepped(clip, [warping(64, 64, matrix, 64, FILL)]).astype(int) - by_pillow_on(clip, drawn))
     # Once bilinear instead of bicubic each time, and another rule for the outermost pixels.
     assert difference.mean() < 1.5 * len(names) and np.median(difference) <= 2
 

@@ -198,10 +198,14 @@ def test_what_hangs_or_crashes_the_process_is_recorded(
         assert record["state"] == "unreadable" and reason in record["reason"]
 
 
-def test_a_file_that_needs_too_much_memory_is_recorded(tmp_path: Path) -> None:
-    assert cv2.imwrite(str(tmp_path / "huge.png"), np.zeros((16000, 16000), np.uint8))  # 768 MB as RGB
-    (record,) = guarded(tmp_path, [Job(str(tmp_path / "huge.png"), "huge.png")], memory_gib=0.5)
-    assert record["state"] == "unreadable" and "memory" in record["reason"].lower()
+def test_files_too_large_for_any_face_or_for_the_memory_are_recorded(tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "huge.png"), np.zeros((16000, 16000), np.uint8))
+    assert cv2.imwrite(str(tmp_path / "large.png"), np.zeros((8000, 8000), np.uint8))  # 192 MB as RGB
+    jobs = [Job(str(tmp_path / name), name) for name in ("huge.png", "large.png")]
+    records = guarded(tmp_path, jobs, memory_gib=0.4)
+    assert [record["state"] for record in records] == ["unreadable"] * 2
+    huge, large = (record["reason"].lower() for record in records)
+    assert "16000x16000" in huge and "failed to allocate" in large
 
 
 def test_a_process_that_cannot_start_or_write_says_so(

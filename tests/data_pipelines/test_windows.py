@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mien.data_pipelines import annotation_files, frame_annotations
+from mien.data_pipelines import annotation_files, decode, frame_annotations
 from mien.data_pipelines.blocks import StreamConfig
 from mien.data_pipelines.clips import video_frames
+from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.manifest import Manifest, build
 from mien.data_pipelines.reading import ReadConfig, read_frames
 from mien.data_pipelines.sampling import SamplingConfig, ending_indices, view_indices
@@ -112,12 +113,15 @@ def test_a_clip_that_breaks_off_is_reported_once_and_shown_no_further(manifest: 
     assert [row for row, _, _ in found if row > 3] == [4] * 6
 
 
-def test_a_long_clip_is_read_in_pieces_and_comes_out_the_same(
+def test_a_clip_too_large_for_memory_is_read_frame_by_frame(
     manifest: Manifest, read: ReadConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = read_frames(manifest.row(4), 1, 14, read)
-    monkeypatch.setattr("mien.data_pipelines.reading.DECODED_BYTES", 3 * 48 * 64 * 3)
-    assert np.array_equal(read_frames(manifest.row(4), 1, 14, read), whole) and len(whole) == 13
+    whole, row = read_frames(manifest.row(4), 1, 14, read), manifest.row(4)
+    monkeypatch.setattr("mien.data_pipelines.video_files.MAX_BYTES", 3 * row["height"] * row["width"] * 3)
+    with pytest.raises(DecodeError, match=r"13 frames of 64x48 .* not read"):
+        decode.read(Path(manifest.root, row["path"]), np.arange(1, 14))
+    monkeypatch.setattr("mien.data_pipelines.video_files.MAX_BYTES", whole.nbytes)  # of the small ones, resized
+    assert np.array_equal(read_frames(row, 1, 14, read), whole) and len(whole) == 13
 
 
 @pytest.mark.ray
