@@ -82,6 +82,8 @@ def open_weights(path: str | Path, *, ema: bool = False, **known: Any) -> Weight
     if ema:
         raise ConfigError(f"only a run's folder holds a moving average, but {path} is a file; leave ema out")
     state, beside = published.read_file(path)
+    if "backbone.embed.weight" in state:
+        raise ValueError(f"{path} is one file of a checkpoint of ours; give its folder, which holds the config too")
     if "mien" in beside and not known:
         return Weights(state, TASK.validate_python(beside["mien"]["task"]), True, beside)
     args = beside.get("args")
@@ -270,8 +272,8 @@ def main(argv: Sequence[str]) -> None:
         spoilt = problems_of(weights.state)
         for problem in spoilt:
             print(f"spoilt: {problem}")
-        task = filled(weights)
         print(f"As pretrained= of finetune.py: {as_pretrained(weights)}")
+        task = filled(weights)
     except ConfigError:
         raise
     except ValueError as error:

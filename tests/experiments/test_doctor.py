@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mien.experiments import doctor
+from mien.experiments import doctor, finetune
 from mien.models import published
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.gaze import Gaze, GazeConfig
@@ -123,6 +123,38 @@ def test_published_names_in_safetensors_are_read(tmp_path: Path) -> None:
     assert ended(path, "frames=4", "size=32", "region=[2,2,4]") == 0
     path.write_bytes(b"no safetensors at all")
     assert ended(path) == 1
+
+
+def test_a_file_out_of_a_checkpoint_is_not_mistaken(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(checkpoint.find(finetuned) / "weights.safetensors") == 1
+    assert "one file of a checkpoint of ours; give its folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["safetensors", "published"])
+def test_fine_tuning_begins_from_what_was_written(to: str, file: Path, tmp_path: Path) -> None:
+    output = tmp_path / ("ours" if to == "safetensors" else "theirs.pth")
+    assert ended(file, f"to={to}", "--output", output) == 0
+    settings = {"pretrained": str(output), "task": {"name": "gaze"}, "adapt": {"depth": 3, "frames": 8}}
+    task = finetune.make_task(finetune.completed(finetune.FinetuneConfig.model_validate(settings)))
+    expected = expression().backbone.encoder.blocks[1].state_dict()
+    assert all(
+        torch.equal(value, expected[name]) for name, value in task.backbone.encoder.blocks[1].state_dict().items()
+    )
+    assert task.backbone.config.table_grid == (2, 4, 4) and task.backbone.config.tubes.grid == (4, 4, 4)
+
+
+def test_a_state_space_encoder_goes_every_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = {"name": "mamba", "width": 32, "depth": 2}
+    task = Expression(ExpressionConfig.model_validate({"backbone": BACKBONE | {"encoder": encoder}, "pool": "region"}))
+    path = written(tmp_path / "videomamba.pth", published.save(task))
+    assert ended(path, "frames=4", "size=32", "to=safetensors", "--output", tmp_path / "ours") == 0
+    assert "mamba, 2 blocks of width 32" in capsys.readouterr().out
+    assert ended(tmp_path / "ours", "to=published", "--output", tmp_path / "theirs.pth") == 0
+    before, after = (published.read_state(place) for place in (path, tmp_path / "theirs.pth"))
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    settings = {"pretrained": str(tmp_path / "ours"), "adapt": {"depth": 1, "size": 64}}
+    smaller = finetune.make_task(finetune.completed(finetune.FinetuneConfig.model_validate(settings)))
+    assert "pos_embed" in capsys.readouterr().out and len(smaller.backbone.encoder.blocks) == 1
 
 
 def test_adapters_are_kept_or_merged(

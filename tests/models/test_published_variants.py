@@ -162,6 +162,19 @@ def test_wrappers_are_taken_off_wherever_they_stand(place: str, wide: Callable[.
     load(second, compiled)
 
 
+def test_a_published_state_space_encoder_of_another_depth_gives_its_first_blocks(
+    small: Callable[..., BackboneConfig],
+) -> None:
+    published = shaken(expression(small("mamba", depth=3)))
+    source = describe(save(published), frames=8, size=32).backbone
+    task = expression(adapted_config(source, AdaptConfig(depth=2, size=64)))
+    report = load(task, save(published), source=source, head="new")
+    for block in range(2):
+        ours, theirs = (x.backbone.encoder.blocks[block].mixer.A_b_log for x in (task, published))
+        assert torch.equal(ours, theirs)
+    assert "of blocks after the model's 2" in str(report) and "stretched from 1x4x4 to 1x8x8" in str(report)
+
+
 @pytest.mark.parametrize(("there", "here"), [(4, 3), (3, 4)])
 def test_a_published_file_of_another_depth_gives_its_first_blocks(
     there: int, here: int, wide: Callable[..., BackboneConfig]
