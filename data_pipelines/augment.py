@@ -28,6 +28,7 @@ from mien.data_pipelines.resampling import Step, resizing, warping
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB in 0..1; the models standardise with them
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 GAZE_CROP_AREA = 0.8
+SMOOTH_FROM = 1.4  # pixels from one of a random crop to the next: how sharp such a crop is, is chance anyway
 
 # Pixels (256, 1, 3) at the middles of 256 equally likely parts of a normal distribution, standard after standardising.
 _RANKS = np.array([NormalDist().inv_cdf((rank + 0.5) / 256) for rank in range(256)])
@@ -121,10 +122,10 @@ class Augmentation:
             height = width = size
         if moves is None:
             rows, columns = _pixels(top, bottom, height), _pixels(left, right, width)
-            steps += [_cut(rows, columns), resizing(_length(rows), _length(columns), size)]
+            steps += [_cut(rows, columns), resizing(_length(rows), _length(columns), size, SMOOTH_FROM)]
         else:
             crop = np.array([[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]])
-            steps.append(warping(height, width, moves @ crop, size, FILL))
+            steps.append(warping(height, width, moves @ crop, size, FILL, SMOOTH_FROM))
         return [*steps, *([] if whole else colours), *([_mirrored] if self._flipped else [])]
 
 

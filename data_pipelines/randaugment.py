@@ -39,12 +39,12 @@ def draw_operations(rng: np.random.Generator, config: RandAugmentConfig) -> list
     """Return the operations to apply to a clip, in order."""
     names = [*TABLES, *PICTURES, *(MOTIONS if config.geometric else ())]
     drawn = []
-    for name in rng.choice(names, config.operations):
+    for number in rng.integers(len(names), size=config.operations):
         applied = rng.random() < config.probability
-        magnitude = float(np.clip(rng.normal(config.magnitude, config.magnitude_std), 0, 10))
+        magnitude = min(max(rng.normal(config.magnitude, config.magnitude_std), 0.0), 10.0)
         sign = 1.0 if rng.random() < 0.5 else -1.0
         if applied:
-            drawn.append((str(name), magnitude, sign))
+            drawn.append((names[number], magnitude, sign))
     return drawn
 
 

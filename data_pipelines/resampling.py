@@ -18,45 +18,58 @@ cv2.setNumThreads(1)  # clips are worked on side by side; threads inside one sma
 Step = Callable[[np.ndarray], np.ndarray]  # a frame uint8 (h,w,c) -> a frame, maybe of another size; its input stays
 
 
-def resizing(height: int, width: int, size: int) -> Step:
-    """Return the step from frames of a size to squares of `size` pixels."""
+def resizing(height: int, width: int, size: int, smooth_from: float = 1.09) -> Step:
+    """Return the step from frames of a size to squares of `size` pixels, smoothed where a step is at least so many."""
     if height == width == size:
         return lambda frame: frame
     down, across = height / size, width / size
     if min(down, across) >= 1 and max(down, across) > 2:
         return lambda frame: cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
-    smooth = _smoothing(down, across)
+    smooth = _smoothing(down, across, smooth_from)
     return lambda frame: cv2.resize(smooth(frame), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int) -> Step:
+def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, smooth_from: float = 1.09) -> Step:
     """Return the step from frames to squares that show at p the frame's point `matrix` p, and `fill` outside of it."""
     pixels = np.diag([width, height, 1.0]) @ matrix @ np.diag([1 / size, 1 / size, 1.0])
-    middles = np.arange(size) + 0.5
+    # Of the frame, what the square's corners enclose is enough, and a pixel around it.
+    corners = (pixels @ [[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])[:2]
+    left, top = np.maximum(np.floor(corners.min(axis=1)).astype(int) - 2, 0).tolist()
+    right, bottom = np.minimum(np.ceil(corners.max(axis=1)).astype(int) + 2, (width, height)).tolist()
+    if left >= right or top >= bottom:
+        return lambda frame: np.full((size, size, frame.shape[2]), fill, np.uint8)
+    middles = np.arange(size, dtype=np.float32) + np.float32(0.5)
     columns, rows = (
-        _kept_inside(pixels[axis, 0] * middles + pixels[axis, 1] * middles[:, None] + pixels[axis, 2] - 0.5, side)
-        for axis, side in enumerate((width, height))
+        _places(*pixels[axis].astype(np.float32), middles, first, last)
+        for axis, (first, last) in enumerate(((left, right), (top, bottom)))
     )
     places = cv2.convertMaps(columns, rows, cv2.CV_16SC2)  # once a clip; a remap is then cheaper than a warpAffine
     across, down = np.hypot(pixels[:2, 0], pixels[:2, 1])
-    smooth = _smoothing(down, across)
+    smooth = _smoothing(down, across, smooth_from)
     border = cv2.BORDER_CONSTANT, (fill, fill, fill)
-    return lambda frame: cv2.remap(smooth(frame), *places, cv2.INTER_LINEAR, None, *border)
+    return lambda frame: cv2.remap(smooth(frame[top:bottom, left:right]), *places, cv2.INTER_LINEAR, None, *border)
 
 
-def _kept_inside(places: np.ndarray, side: int) -> np.ndarray:
-    """Return pixel positions, those on the outer half of an edge pixel moved to its middle: no fill is mixed in."""
-    inside = (places >= -0.5) & (places <= side - 0.5)
-    return np.where(inside, np.clip(places, 0, side - 1), places).astype(np.float32)
+def _places(
+    by_x: np.float32, by_y: np.float32, shift: np.float32, middles: np.ndarray, first: int, last: int
+) -> np.ndarray:
+    """Return the positions (h, w) on one axis that a map leads to, counted from the middle of pixel `first` on.
+
+    On the outer half of an edge pixel they are moved to its middle: no fill is mixed in.
+    """
+    places = np.add.outer(by_y * middles + (shift - np.float32(0.5 + first)), by_x * middles)
+    inside = np.clip(places, 0, last - first - 1)
+    np.copyto(places, inside, where=np.abs(places - inside) <= 0.5)
+    return places
 
 
-def _smoothing(down: float, across: float) -> Step:
+def _smoothing(down: float, across: float, smooth_from: float) -> Step:
     """Return the step that readies frames for bilinear interpolation with steps of `down` and `across` pixels.
 
     A triangle of a step s has variance s²/6 and interpolation itself is one of 1/6: three taps add the rest.
     """
-    shares = [min((max(step, 1) ** 2 - 1) / 12, 0.25) for step in (across, down)]
-    if max(shares) < 0.015:  # steps below 1.09
+    if max(down, across) < smooth_from:
         return lambda frame: frame
+    shares = [min((max(step, 1) ** 2 - 1) / 12, 0.25) for step in (across, down)]
     along_rows, along_columns = (np.array([share, 1 - 2 * share, share], np.float32) for share in shares)
     return lambda frame: cv2.sepFilter2D(frame, -1, along_rows, along_columns)
