@@ -40,7 +40,7 @@ def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, s
         return lambda frame: np.full((size, size, frame.shape[2]), fill, np.uint8)
     middles = np.arange(size, dtype=np.float32) + np.float32(0.5)
     columns, rows = (
-        _places(*pixels[axis].astype(np.float32), middles, first, last)
+        _places(pixels[axis].astype(np.float32), middles, first, last)
         for axis, (first, last) in enumerate(((left, right), (top, bottom)))
     )
     places = cv2.convertMaps(columns, rows, cv2.CV_16SC2)  # once a clip; a remap is then cheaper than a warpAffine
@@ -50,13 +50,12 @@ def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, s
     return lambda frame: cv2.remap(smooth(frame[top:bottom, left:right]), *places, cv2.INTER_LINEAR, None, *border)
 
 
-def _places(
-    by_x: np.float32, by_y: np.float32, shift: np.float32, middles: np.ndarray, first: int, last: int
-) -> np.ndarray:
-    """Return the positions (h, w) on one axis that a map leads to, counted from the middle of pixel `first` on.
+def _places(row: np.ndarray, middles: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return the positions (h, w) on one axis to which a row of a map leads, counted from the middle of pixel `first` on.
 
     On the outer half of an edge pixel they are moved to its middle: no fill is mixed in.
     """
+    by_x, by_y, shift = row
     places = np.add.outer(by_y * middles + (shift - np.float32(0.5 + first)), by_x * middles)
     inside = np.clip(places, 0, last - first - 1)
     np.copyto(places, inside, where=np.abs(places - inside) <= 0.5)
