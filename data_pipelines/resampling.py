@@ -51,7 +51,7 @@ def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, s
 
 
 def _places(row: np.ndarray, middles: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Return the positions (h, w) on one axis to which a row of a map leads, counted from the middle of pixel `first` on.
+    """Return the positions (h, w) on one axis to which a row of a map leads, from the middle of pixel `first` on.
 
     On the outer half of an edge pixel they are moved to its middle: no fill is mixed in.
     """
