@@ -30,6 +30,7 @@ from mien.models.backbone import BackboneConfig, FeatureTask, Task
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.loading import Report, load_backbone, load_strictly
 from mien.models.lora import LoraConfig, merged
+from mien.models.published_code import flags_there, otherwise_there
 from mien.models.tasks import TaskConfig
 from mien.platform import checkpoint
 from mien.platform.config import ConfigError, dump, parse, plain, run_program
@@ -174,6 +175,7 @@ def what(weights: Weights) -> dict[str, str]:
         "weights": f"{len(state):,} tensors, {numbers:,} numbers, {size}, {types}",
         "classes": ", ".join(weights.about.get("classes") or ()),
         "epoch": "" if epoch is None else str(epoch),
+        "in the published code": flags_there(config) or "",
     }
 
 
@@ -196,24 +198,6 @@ def as_pretrained(weights: Weights) -> Report:
         return published.load(task, weights.state, head="new")
     lora = getattr(weights.config, "lora", None)
     return load_backbone(task, merged(weights.state, lora) if lora else weights.state)
-
-
-def otherwise_there(config: Any) -> list[str]:
-    """Return what the published code computes otherwise than the model that a published file is written of."""
-    found, backbone = [], config.backbone
-    if config.name == "mae" and backbone.region and not config.published_positions:
-        found.append(
-            "its decoder gives visible tubes other positions: fine-tune from it, but do not reconstruct with it"
-        )
-    if getattr(config, "per_frame", False) and backbone.region and not config.published_frames:
-        found.append("its outputs for frames mix the regions of a face (keep_temporal_dim)")
-    if getattr(config, "gaze_head", "") == "binned" or getattr(config, "bin_deg", 2) == 4:
-        found.append("it has no gaze head of such bins")
-    elif getattr(config, "gaze_head", "") == "l2cs" and not config.bin_edges:
-        found.append("its angles are half a bin lower")
-    if backbone.table_grid is not None:
-        found.append(f"it does not stretch the fixed positions from {backbone.table_grid}")
-    return found
 
 
 def write(weights: Weights, task: Task, settings: DoctorConfig, output: Path) -> None:

@@ -266,8 +266,6 @@ def test_what_the_published_code_would_compute_otherwise_is_said(
     assert ended(tmp_path / "gaze", "to=published", "--output", tmp_path / "gaze.pth") == 0
     printed = capsys.readouterr().out
     assert "outputs for frames mix the regions" in printed and "no gaze head of such bins" in printed
-    task = autoencoder()
-    assert doctor.otherwise_there(task.config) == []
 
 
 def test_a_pretraining_says_what_fine_tuning_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
