@@ -34,6 +34,7 @@ def describe(
     region: tuple[int, int, int] | None = None,
     pool: str | None = None,
     per_frame: bool = False,
+    mask_ratio: float = MaskConfig().ratio,
 ) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
 
@@ -80,7 +81,7 @@ def describe(
             heads=narrow // HEAD_WIDTH,
             mlp_ratio=len(state["decoder.blocks.0.mlp.fc1.weight"]) // narrow,
         )
-        mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window")
+        mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window", ratio=mask_ratio)
         return MaeConfig(backbone=backbone, mask=mask, decoder=decoder, published_positions=True)
     settings = {
         "backbone": backbone,
@@ -99,6 +100,8 @@ def told(args: Mapping[str, Any]) -> dict[str, Any]:
     for name, key in (("frames", "num_frames"), ("size", "input_size")):
         if isinstance(args.get(key), int):
             found[name] = args[key]
+    if isinstance(args.get("mask_ratio"), float):
+        found["mask_ratio"] = args["mask_ratio"]
     region = args.get("lg_region_size")
     if isinstance(region, list | tuple) and len(region) == 3 and args.get("attn_type") == "local_global":
         found["region"] = tuple(region)

@@ -147,6 +147,8 @@ def test_settings_beside_the_weights_tell_what_weights_do_not(wide: Callable[...
     assert told(args) == {"frames": 8, "size": 32, "region": (2, 2, 4), "pool": "patch"}
     assert told(args | {"attn_type": "joint"}) == {"frames": 8, "size": 32}
     assert told({"num_frames": "8", "lg_region_size": None}) == {}
+    pretrained = describe(save(autoencoder(wide())), **told(args | {"mask_ratio": 0.75}))
+    assert isinstance(pretrained, MaeConfig) and pretrained.mask.ratio == 0.75
     task = expression(wide(), pool="patch", per_frame=True, published_frames=True)
     assert describe(save(task), **told(args | {"keep_temporal_dim": True})) == ExpressionConfig(
         backbone=wide(), pool="patch", per_frame=True, published_frames=True
