@@ -1,4 +1,4 @@
-"""Encoders side by side on the synthetic world: the same recipe, clips, steps and batches, and nothing else changed.
+"""Encoders side by side on the synthetic world: the same recipe, clips, steps and batches; only rates may be their own.
 
     python experiments/benchmarks/encoders.py [--output DIR] [seeds=3] [arms=[lgi_former,mamba]] [key=value ...]
 
@@ -38,6 +38,9 @@ class EncodersConfig(BaseModel, frozen=True, extra="forbid"):
 
     arms: tuple[str, ...] | None = Field(None, description="names of the encoders that are tried; null: all")
     encoders: dict[str, EncoderConfig] = Field({}, description="encoders by the names they are shown with")
+    rates: dict[str, dict[str, Any]] = Field(
+        {}, description="fine-tuning settings of an encoder's own, chosen on validation out of the demo study's space"
+    )
     seeds: int = Field(3, ge=1, description="seeds, 0 and up; at most one for each fold is of use")
     world: WorldConfig = WorldConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -45,8 +48,8 @@ class EncodersConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _known(self) -> "EncodersConfig":
-        if unknown := sorted(set(self.arms or ()) - self.encoders.keys()):
-            raise ValueError(f"arms names encoders, {sorted(self.encoders)}, but got {unknown}")
+        if unknown := sorted(({*(self.arms or ()), *self.rates}) - self.encoders.keys()):
+            raise ValueError(f"arms and rates name encoders, {sorted(self.encoders)}, but got {unknown}")
         return self
 
     @property
@@ -72,7 +75,8 @@ def run(config: EncodersConfig, name: str, seed: int, output: Path) -> dict[str,
             "data.split.seed": seed,
             "loop.seed": seed,
             "pretrained": str(folder / "pretrain"),
-        },
+        }
+        | config.rates.get(name, {}),
     )
     scores = judge(finetuning, folder / "finetune")
     times.append(time.perf_counter())
