@@ -96,7 +96,7 @@ def test_without_dfew_the_program_says_where_it_looked_how_to_prepare_it_and_tha
         ("folds=[1,7]", r"folds must be among \[1, 2, 3, 4, 5\], which .*, but got \[7\]"),
         ("study.start_points=[{optim.lr: 1e-3}]", r"start_points name what is searched, but \['optim\.lr'\] are not"),
         ("study.start_points=[{task.alpha: -1}]", r"task\.alpha: .*greater than or equal to 0; got -1"),
-        ("finetune.pretrained=nowhere", r"the folder of a run that has one, but nowhere holds none"),
+        ("finetune.pretrained=nowhere", r"the folder of a run that has one, but nowhere does not exist"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_the_first_trial(
