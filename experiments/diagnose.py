@@ -202,7 +202,7 @@ def shuffled(case: Case, val: np.ndarray, config: FinetuneDiagnosis) -> Finding:
         videos = predict.merge(views, manifest.table, val)
         if by_class:
             guess = scores.matrix(videos["probabilities"]).argmax(1)[known]
-            return diagnosis.by_chance(lambda order: diagnosis.recall(label[known][order], guess), len(known), seed=0)
+            return diagnosis.by_chance(lambda order: scores.recall(label[known][order], guess), len(known), seed=0)
         told = scores.columns(videos, "pred_pitch", "pred_yaw")[known]
         error, p = diagnosis.by_chance(
             lambda order: -float(scores.angular_error(gaze[known][order], told).mean()), len(known), seed=0

@@ -4,7 +4,8 @@
         data.manifest=output/voxceleb2/manifest.parquet
 
 The same command in the same folder goes on from the newest checkpoint, in the middle of an epoch too, and ends with the
-weights of a run that never stopped. `reconstructions/` in the run folder shows what the model paints, as it learns.
+weights of a run that never stopped. `reconstructions/` in the run folder shows what the model paints, as it learns, and
+`probe.manifest=output/dfew/manifest.parquet probe.fold=1` how well frozen features tell the classes of a labelled set.
 """
 
 import json
@@ -24,6 +25,7 @@ from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
+from mien.experiments.probe import ProbeConfig, measure, open_probe
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.platform import checkpoint, cluster, pictures, trainer
 from mien.platform.cluster import ClusterConfig
@@ -47,6 +49,12 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     augment: AugmentConfig = AugmentConfig(kind="pretrain")
 
 
+class PretrainProbeConfig(ProbeConfig, frozen=True, extra="forbid"):
+    """A probe that is repeated while pretraining goes on."""
+
+    every_epochs: int = Field(5, description="epochs from one probe to the next; one comes before the first", gt=0)
+
+
 class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
     """One pretraining run."""
 
@@ -58,6 +66,14 @@ class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = ClusterConfig()
     sheet_clips: int = Field(4, description="clips on a sheet of reconstructions; 0: no sheets", ge=0)
+    sheet_every: int | None = Field(
+        None, description="steps from one sheet to the next; null: one with each checkpoint", gt=0
+    )
+    probe: PretrainProbeConfig | None = Field(
+        None,
+        description="labelled clips on which linear and nearest-neighbour classifiers show, as pretraining goes on, "
+        "what frozen features know: needs probe.manifest; null: none",
+    )
 
 
 def open_data(config: PretrainConfig) -> tuple[Manifest, ReadConfig]:
@@ -103,10 +119,18 @@ def worker(settings: dict[str, Any]) -> None:
                 run.dropped(record)
             yield batch
 
-    def commit(checkpoint: Path) -> None:
-        if here.rank == 0 and config.sheet_clips:
-            draw_sheet(task, manifest, read, config.sheet_clips, output / "reconstructions" / f"{checkpoint.name}.png")
-        here.commit(checkpoint)
+    total, epoch = config.loop.total_steps(len(manifest)), config.loop.steps_per_epoch(len(manifest))
+    tubes = config.task.backbone.tubes
+    probe = config.probe and open_probe(config.probe, frames=tubes.frames, size=tubes.size)
+
+    def watch(step: int) -> None:
+        if here.rank:
+            return
+        if config.probe and probe and (step % (config.probe.every_epochs * epoch) == 0 or step == total):
+            run.log({"step": step, **measure(task, probe, here.device, config.loop.precision)}, split="probe")
+        sheets = config.sheet_every or config.loop.checkpoint_every
+        if config.sheet_clips and step and (step % sheets == 0 or step == total):
+            draw_sheet(task, manifest, read, config.sheet_clips, output / "reconstructions" / f"step_{step:08d}.png")
 
     with run:
         run_training(
@@ -123,7 +147,8 @@ def worker(settings: dict[str, Any]) -> None:
             },
             rank=here.rank,
             world=here.world,
-            commit=commit,
+            commit=here.commit,
+            watch=watch,
         )
 
 
@@ -162,6 +187,8 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     # What is wrong is said before there is a folder, which belongs to one config.
     manifest, read = open_data(config)
     check_schedule(config.optim, config.loop, len(manifest))
+    if config.probe:
+        open_probe(config.probe, frames=read.sampling.frames, size=read.size)
     clips.Share.of(0, config.trainer.workers, config.loop.seed, config.loop.batch_size)
     Run.start(output, plain(config), seed=config.loop.seed).close()
     write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")

@@ -133,6 +133,10 @@ class MaskedAutoencoder(Task):
         """Return the loss on batch["clip"], masked at all but batch["keep"] or as batch["draw"] has it."""
         return {"loss": self._paint(batch)["loss"].mean()}
 
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return features (b, d) of whole clips batch["clip"]: the mean of all their patches' tokens."""
+        return self.norm(self.backbone.encode(standardise_tubes(self._tubes(batch))).patches).mean(dim=1)
+
     def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return, a row for each clip, the `loss`, the `hidden` positions (b, k) and their `prediction` (b, k, p)."""
         with evaluating(self):
@@ -190,8 +194,7 @@ class MaskedAutoencoder(Task):
 
     def _encode(self, kept: Tensor, keep: Tensor) -> Tensor:
         """Encode kept tubes (b, k, p) in 0..255 as tokens (b, k, d), in the order the decoder takes them."""
-        standard = standardise_pixels(kept.unflatten(-1, (-1, CHANNELS))).flatten(-2)
-        x = self.norm(self.backbone.encode(standard, keep).patches)
+        x = self.norm(self.backbone.encode(standardise_tubes(kept), keep).patches)
         if self.config.published_positions and isinstance(self.backbone.encoder, LgiFormer):
             # There, tokens come out region after region but take their positions in raster order.
             x = gather(x, self.backbone.encoder.region_order(keep))
@@ -219,6 +222,11 @@ class MaskedAutoencoder(Task):
         first = (frame + torch.arange(tubes.tubelet, device=frame.device)) % span == 0
         means = [(of_frames * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)).clamp(min=1) for part in (first, ~first)]
         return (1 - config.motion_weight) * means[0] + config.motion_weight * means[1]
+
+
+def standardise_tubes(tubes: Tensor) -> Tensor:
+    """Return tubes (b, n, p) in 0..255 as the backbone takes them."""
+    return standardise_pixels(tubes.unflatten(-1, (-1, CHANNELS))).flatten(-2)
 
 
 def normalise(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,11 +97,6 @@ def constant_error(truth_rad: np.ndarray, known_rad: np.ndarray) -> float:
     return float(angular_error(truth_rad, np.repeat(mean, len(truth_rad), 0)).mean())
 
 
-def recall(truth: np.ndarray, guess: np.ndarray) -> float:
-    """Return the mean of the classes' recalls, UAR."""
-    return float(np.mean([(guess[truth == label] == label).mean() for label in np.unique(truth)]))
-
-
 def memorised(tried: Sequence[Mapping[str, Any]], clips: int) -> Finding:
     """Say whether `clips` clips were learned by heart, given what was tried: each has lr, learned, steps and words."""
     last = tried[-1]

@@ -29,12 +29,22 @@ def _fold_curves(folds: Mapping[str, Run], name: str, words: str, what: str) -> 
     return [figure(lines(series, words), f"The winner, one line a fold. {what}", words)] if series else []
 
 
+def _probe_curve(run: Run) -> list[Html]:
+    """Return the lines of what classifiers on frozen features scored, or nothing if there was no probe."""
+    known = {"linear": "probe/uar_linear", "neighbours": "probe/uar_knn"}
+    series = [Series(words, *run.values(name)) for words, name in known.items() if len(run.values(name)[0]) > 1]
+    words = "Validation UAR of frozen features"
+    caption = "Classifiers on labelled clips, from before the first step on; the encoder learns nothing from them."
+    return [figure(lines(series, words), caption, words)] if series else []
+
+
 def run_curves(run: Run, kind: str) -> list[Html]:
     """Return the curves of one run; `kind` tells them from those of another run."""
     drawn = _curve(run, "loss", f"{kind} loss".strip().capitalize(), "What was minimised, at each recorded step.")
     drawn += _curve(run, "lr", f"{kind} learning rate".strip().capitalize(), "The schedule as it was applied.", "s5")
     drawn += _curve(run, "class_loss", "Classification loss", "A part of the loss.", "s0")
     drawn += _curve(run, "gaze_loss", "Gaze loss", "A part of the loss.", "s1")
+    drawn += _probe_curve(run)
     return drawn + _curve(run, "val/uar", "Validation UAR", "After each validation.")
 
 

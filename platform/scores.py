@@ -128,6 +128,11 @@ def answers(table: pa.Table, num_classes: int) -> np.ndarray:
     return probabilities.argmax(1)
 
 
+def recall(truth: np.ndarray, guess: np.ndarray) -> float:
+    """Return the mean of the classes' recalls, UAR."""
+    return float(np.mean([(guess[truth == label] == label).mean() for label in np.unique(truth)]))
+
+
 def confusions(cells: np.ndarray, weights: np.ndarray, num_classes: int) -> np.ndarray:
     """Return a confusion matrix (rows are the truth) for each row of clip weights, (resamples, classes, classes)."""
     size = num_classes**2

@@ -42,22 +42,27 @@ def run_training(
     world: int = 1,
     label: str = "training",
     commit: Callable[[Path], None] | None = None,
+    watch: Callable[[int], None] | None = None,
     interrupt: Interrupt | None = None,
 ) -> LoopState:
     """Train `task`, on its device and not wrapped, to its last step; return the state, its weights in place.
 
     `batches(step)` gives this worker's share of every global batch from a step on. Rank 0 writes: records, checkpoints
     (with `about`, plain data that says what the model is) and progress. `commit` is called by every rank after each
-    checkpoint, with its path. Raises KeyboardInterrupt, with the state kept, after `interrupt` was asked.
+    checkpoint, with its path; `watch` with 0 before the first step, and after each before its checkpoint, so that what
+    it logs of a step that was not saved comes again. Raises KeyboardInterrupt, with the state kept, after `interrupt`
+    was asked.
     """
     state = start(task, config, optim)
     newest = checkpoint.newest(run.checkpoints)
     if newest is not None:
         checkpoint.restore(newest, task, state)
     if rank == 0:
-        run.truncate_after(state.step, state.step * config.batch_size)
+        run.truncate_after(state.step or -1, state.step * config.batch_size)  # what was watched at 0 comes again too
         if state.step:
             print(f"going on from {newest}", flush=True)
+    if watch is not None and state.step == 0:
+        watch(0)
     total = config.total_steps(num_clips)
     wrapped = DistributedDataParallel(task) if world > 1 else task
     stream = batches(state.step) if state.step < total else ()
@@ -69,6 +74,8 @@ def run_training(
                 bar.advance(loss=record["loss"], lr=record["lr"])
                 if step == 1 or step % config.log_every == 0 or last:
                     run.log(record)
+            if watch is not None:
+                watch(step)
             if step % config.checkpoint_every == 0 or last or stopping:
                 if rank == 0:
                     checkpoint.save(run.checkpoints, step, task, state, about)

@@ -86,6 +86,34 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_gives_the_same_weigh
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights(folder).items())
 
 
+@pytest.mark.ray
+def test_a_probe_and_more_sheets_leave_the_weights_as_they_are_and_are_shown(
+    pretrained: Path, recipes: dict[str, Path], world: Path, weights: Weights, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    probe = [f"probe.manifest={world / 'manifest.parquet'}", "probe.fold=1", "probe.every_epochs=2", "sheet_every=3"]
+    pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(folder), *probe])
+    undisturbed = weights(pretrained)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(folder).items())
+    found = {line["step"]: line for line in records(folder / "metrics.jsonl") if "probe/uar_linear" in line}
+    assert list(found) == [0, 2, 4, 6]
+    assert all(0 <= line[f"probe/uar_{name}"] <= 1 for line in found.values() for name in ("linear", "knn"))
+    assert sorted(path.name for path in (folder / "reconstructions").iterdir()) == [
+        "step_00000003.png", "step_00000006.png",
+    ]  # fmt: skip
+    report.main([str(folder), "--output", str(tmp_path / "report.html")])
+    assert "Validation UAR of frozen features" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_probe_of_a_set_without_classes_is_refused_before_there_is_a_folder(
+    recipes: dict[str, Path], world: Path, tmp_path: Path
+) -> None:
+    words = ["--config", str(recipes["pretrain"]), "--output", str(tmp_path / "run")]
+    with pytest.raises(settings.ConfigError, match="a probe tells classes apart"):
+        pretrain.main([*words, f"probe.manifest={world / 'unlabelled.parquet'}"])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def damaged(world: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Return a function that gives a manifest of which the first so many videos are empty files."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mien.platform import diagnosis
 from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig
+from mien.platform.scores import recall
 
 OPTIM = OptimConfig(lr=1e-2, scale_lr=False, warmup_steps=0)
 LOOP = LoopConfig(steps=100, batch_size=4, precision="fp32")
@@ -84,8 +85,8 @@ def test_overflows_count_after_the_scaler_has_found_its_scale(late: int, verdict
 def test_a_score_by_chance_is_likely_and_a_true_one_is_not() -> None:
     truth = np.arange(60) % 3
     guess = np.random.default_rng(0).permutation(truth)
-    assert diagnosis.by_chance(lambda order: diagnosis.recall(truth[order], guess), 60, 0)[1] > 0.05
-    score, p = diagnosis.by_chance(lambda order: diagnosis.recall(truth[order], truth), 60, 0)
+    assert diagnosis.by_chance(lambda order: recall(truth[order], guess), 60, 0)[1] > 0.05
+    score, p = diagnosis.by_chance(lambda order: recall(truth[order], truth), 60, 0)
     assert score == 1 and p < 0.01
 
 

@@ -45,7 +45,9 @@ def batches(first: int) -> Iterator[dict[str, Tensor]]:
         step += 1
 
 
-def trained(folder: Path, stop_at: int | None = None, interrupt: Interrupt | None = None) -> dict[str, Tensor]:
+def trained(
+    folder: Path, stop_at: int | None = None, interrupt: Interrupt | None = None, watched: bool = False
+) -> dict[str, Tensor]:
     run = Run.start(folder, {"loop": "toy"}, seed=0)
     task = Toy()
 
@@ -55,8 +57,23 @@ def trained(folder: Path, stop_at: int | None = None, interrupt: Interrupt | Non
                 raise RuntimeError("killed")
             yield batch
 
+    def watch(step: int) -> None:
+        torch.rand(step + 1)  # whatever is drawn here changes nothing
+        if step % 5 == 0:
+            run.log({"step": step, "norm": sum(value.norm().item() for value in task.parameters())}, split="probe")
+
     with run:
-        run_training(task, stream, OPTIM, LOOP, run, num_clips=40, about={"a": 1}, interrupt=interrupt)
+        run_training(
+            task,
+            stream,
+            OPTIM,
+            LOOP,
+            run,
+            num_clips=40,
+            about={"a": 1},
+            interrupt=interrupt,
+            watch=watch if watched else None,
+        )
     return {name: value.clone() for name, value in task.state_dict().items()}
 
 
@@ -99,3 +116,14 @@ def test_a_corrupt_checkpoint_is_said_and_the_one_before_is_used(tmp_path: Path)
     with pytest.warns(UserWarning, match="corrupt"):
         resumed = trained(tmp_path)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 9])
+def test_a_watched_run_is_the_same_run_and_its_records_resume_with_it(tmp_path: Path, stop_at: int) -> None:
+    bare, whole = trained(tmp_path / "bare"), trained(tmp_path / "whole", watched=True)
+    assert all(torch.equal(bare[name], whole[name]) for name in bare)
+    assert [line["step"] for line in lines(tmp_path / "whole") if "probe/norm" in line] == [0, 5, 10]
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(tmp_path / "broken", stop_at, watched=True)
+    trained(tmp_path / "broken", watched=True)
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
