@@ -12,6 +12,7 @@ from types import FrameType
 
 import pytest
 
+from mien.data_pipelines import isolation
 from mien.platform.cluster import ClusterConfig, connect
 
 # A shell that starts this in its background makes it ignore Ctrl-C, and all its children with it; some tests send it.
@@ -118,6 +119,7 @@ def ray_cluster() -> Iterator[None]:
     before = descendants(os.getpid())
     with connect(ClusterConfig(num_cpus=4, object_store_gib=0.5)):
         yield
+        isolation.close()  # processes that read files wait for more as long as this one lives: they are not Ray's
         started = descendants(os.getpid()) - before
     left = wait_until_gone(started)
     assert not left, f"processes of the test cluster outlived it: {sorted(left)}"
