@@ -36,6 +36,7 @@ from mien.platform import diagnosis, predict, scores
 from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.diagnosis import Finding
 from mien.platform.loop import Batch, NonFiniteError, autocast
+from mien.platform.optim import peak_rate
 from mien.platform.storage import write_whole
 from mien.platform.training import check_schedule, device_here
 
@@ -110,7 +111,7 @@ def without_chance(config: FinetuneDiagnosis) -> FinetuneDiagnosis:
 
 def peak(case: Case) -> float:
     """Return the run's largest learning rate."""
-    return diagnosis.peak_rate(case.config.optim, case.config.loop.batch_size)
+    return peak_rate(case.config.optim, case.config.loop.batch_size)
 
 
 def made(case: Case) -> Task:

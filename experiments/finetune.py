@@ -10,6 +10,7 @@ The same functions judge a trial of a study (`tune_dfew.py`), with clips that al
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,8 +34,8 @@ from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.platform import checkpoint, predict, scores
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
-from mien.platform.loop import LoopConfig
-from mien.platform.optim import OptimConfig
+from mien.platform.loop import LoopConfig, averaged
+from mien.platform.optim import OptimConfig, told_rate
 from mien.platform.progress import table
 from mien.platform.run import Interrupt, Run, differences, interruptible
 from mien.platform.sizes import sizes
@@ -57,7 +58,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     task: LabelledTask = Field(CombinedConfig(), description="what is learned; the number of classes is the manifest's")
     optim: OptimConfig = OptimConfig(layer_decay=0.75)
     loop: LoopConfig = LoopConfig()
-    evaluate_ema: bool = Field(False, description="evaluate the moving average of the weights (loop.ema_decay)")
+    evaluate_ema: bool = Field(False, description="judge, on validation and test, the moving average of weights")
 
 
 def open_fold(config: FinetuneConfig) -> Fold:
@@ -71,7 +72,7 @@ def opened(config: FinetuneConfig) -> tuple[FinetuneConfig, Fold]:
     """Return the config with what checkpoint and manifest decide, and the clips."""
     config = completed(config)
     fold = open_fold(config)
-    check_schedule(config.optim, config.loop, len(fold.split.train))
+    check_schedule(config.optim, config.loop, len(fold.split.train), ema=config.evaluate_ema)
     check_labels(config, fold)
     return with_classes(config, fold.manifest.classes), fold
 
@@ -214,7 +215,7 @@ def finetune(
         about |= {"fingerprint": fold.manifest.fingerprint(), "protocol": fold.split.protocol}
         about |= {"inputs": inputs(config, fold)}
         write_whole(output / "inputs.json", json.dumps(about["inputs"], indent=1) + "\n")
-        run_training(
+        state = run_training(
             task,
             lambda start_step: training_batches(config, fold, run, start_step, sources),
             config.optim,
@@ -226,10 +227,16 @@ def finetune(
             interrupt=interrupt,
         )
         seed, gaze = config.loop.seed, train_gaze(fold)
-        videos, found = validate(task, config, fold, fold.split.val, sources, seed, gaze)
+        by_weights: dict[str, Any] = {}  # both where there is an average; the last is what counts
+        order = ("own", "ema") if config.evaluate_ema else ("ema", "own")
+        for which in order if state.ema else ("own",):
+            with averaged(task, state) if which == "ema" else nullcontext():
+                videos, found = validate(task, config, fold, fold.split.val, sources, seed, gaze)
+            by_weights[which] = numbers = {name: found[name] for name in scores.NAMES if name in found}
+            split = "val" if (which == "ema") == config.evaluate_ema else f"val_{which}"
+            run.log({"step": state.step, **numbers}, split=split)
+        found |= {"weights": which, "by_weights": by_weights} if state.ema else {}
         predict.write(videos, output / "predictions" / "val.parquet")
-        numbers = {name: found[name] for name in scores.NAMES if name in found}
-        run.log({"step": config.loop.total_steps(len(fold.split.train)), **numbers}, split="val")
     write_whole(record, json.dumps(found, indent=1) + "\n")
     return found
 
@@ -267,7 +274,7 @@ def run_sizes(config: FinetuneConfig, fold: Fold) -> dict[str, str]:
     """Return what a completed config amounts to, for a dry run."""
     tubes = config.task.backbone.tubes
     clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
-    return sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop)
+    return sizes(tasks.build(config.task), clip, tubes.num_tokens, len(fold.split.train), config.loop, config.optim)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -279,6 +286,7 @@ def main(argv: Sequence[str]) -> None:
         table([{"size": name, "value": value} for name, value in run_sizes(config, fold).items()])
         return
     output = call.output or Path("output/finetune")
+    print(told_rate(call.config.optim, call.config.loop.batch_size))
     with interruptible(Run(output), between_steps=True) as interrupt:
         found = finetune(call.config, output, interrupt=interrupt)
     print(scores.summary(found, title=f"validation, protocol {found['protocol']}"))

@@ -31,7 +31,7 @@ from mien.platform import checkpoint, cluster, pictures, trainer
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
-from mien.platform.optim import OptimConfig
+from mien.platform.optim import OptimConfig, told_rate
 from mien.platform.progress import table
 from mien.platform.run import Run, interruptible
 from mien.platform.sizes import sizes
@@ -199,6 +199,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
         return
     if newest is not None:
         print(f"going on from {newest}", flush=True)
+    print(told_rate(config.optim, config.loop.batch_size))
     with cluster.connect(config.cluster):
         trainer.fit(
             worker,
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
         tubes = config.task.backbone.tubes
         print(dump(config))
         clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)
-        found = sizes(MaskedAutoencoder(config.task), clip, tubes.num_tokens, len(manifest), config.loop)
+        found = sizes(MaskedAutoencoder(config.task), clip, tubes.num_tokens, len(manifest), config.loop, config.optim)
         table([{"size": name, "value": value} for name, value in found.items()])
         return
     with interruptible(Run(output)):

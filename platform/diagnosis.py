@@ -43,11 +43,6 @@ class Finding:
         return asdict(self)
 
 
-def peak_rate(optim: OptimConfig, batch_size: int) -> float:
-    """Return the largest learning rate of a run."""
-    return optim.lr * (batch_size / 256 if optim.scale_lr else 1.0)
-
-
 def short(optim: OptimConfig, lr: float, steps: int) -> OptimConfig:
     """Return the optimiser of a short training whose rate rises to `lr` and goes back to 0."""
     known = {"lr": lr, "min_lr": 0.0, "scale_lr": False, "warmup_steps": int(WARMUP * steps)}

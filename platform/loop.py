@@ -25,6 +25,7 @@ from mien.platform.optim import OptimConfig, build, lr_at, set_rates, weight_dec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = Mapping[str, Tensor]
+LEAST_NORM = 1e-3  # of a unit's weights, where its gradient is clipped by their share
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +38,12 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     accumulate: int = Field(1, description="pieces a worker's share of the batch is computed in, to save memory", gt=0)
     precision: Precision = Field("bf16", description="autocast type; fp16 adds a gradient scaler")
     clip_grad: float | None = Field(None, description="largest norm of the gradient; null: not clipped", gt=0)
+    clip_grad_share: float | None = Field(
+        None,
+        description="largest norm of a unit's gradient as a share of the norm of its weights (0.01 to 0.1 are usual): "
+        "a spike in one layer leaves the others as they are; null: not clipped so",
+        gt=0,
+    )
     ema_decay: float | None = Field(None, description="decay of the weights' moving average; null: none", gt=0, lt=1)
     log_every: int = Field(10, description="steps from one logged record to the next", gt=0)
     checkpoint_every: int = Field(500, description="steps from one checkpoint to the next", gt=0)
@@ -115,6 +122,8 @@ def train(
         norm = get_total_norm(gradients)
         if config.clip_grad is not None:
             clip_grads_with_norm_(parameters, config.clip_grad, norm)
+        if config.clip_grad_share is not None:
+            clip_by_share(parameters, config.clip_grad_share)
         state.scaler.step(state.optimiser)
         state.scaler.update()
         if state.ema is not None and config.ema_decay is not None:
@@ -164,6 +173,23 @@ def forward_backward(
         for name, value in scalars.items():
             totals[name] = totals.get(name, 0) + value.detach().float() * share
     return totals
+
+
+@torch.no_grad()
+def clip_by_share(parameters: Iterable[nn.Parameter], share: float) -> None:
+    """Shrink, in place, the gradient of each unit (row of a matrix, whole vector) to a share of its weights' norm.
+
+    Adaptive gradient clipping (Brock et al., arXiv:2102.06171); weights count for at least LEAST_NORM, or what begins
+    at zero would never leave it. Heads are clipped too, unlike there: AdamW evens out what is always shrunk alike.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            inside = tuple(range(1, parameter.ndim)) or None
+            weights, gradient = (
+                torch.linalg.vector_norm(x, dim=inside, keepdim=True) for x in (parameter, parameter.grad)
+            )
+            most = share * weights.clamp(min=LEAST_NORM)
+            parameter.grad.mul_((most / gradient.clamp(min=1e-12)).clamp(max=1))
 
 
 def workers_mean(scalars: list[Tensor]) -> list[Tensor]:

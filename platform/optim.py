@@ -14,6 +14,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
+SMALL_BATCH = 64  # clips; below it the linear rule leaves Adam less than half of the square root's rate
+
 
 class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     """AdamW, its schedules and its parameter groups."""
@@ -74,6 +76,28 @@ def build(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         task.named_parameters(), plain.parameter_layers(), plain.num_layers, plain.undecayed(), config
     )
     return torch.optim.AdamW(sorted_groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def peak_rate(config: OptimConfig, batch_size: int) -> float:
+    """Return the largest learning rate of a run whose steps take `batch_size` clips over all workers."""
+    return config.lr * (batch_size / 256 if config.scale_lr else 1.0)
+
+
+def told_rate(config: OptimConfig, batch_size: int) -> str:
+    """Return the peak learning rate in words: the rule it follows, and what the rule does not look at.
+
+    A small batch is told so, because the rule, linear in the batch, is SGD's: for Adam the square root of the batch
+    follows the noise of its gradients (Malladi et al., arXiv:2205.10287), and 1/16 of 256 already differs by 4.
+    """
+    peak = peak_rate(config, batch_size)
+    if not config.scale_lr:
+        return f"learning rate {peak:.4g} at the peak, as optim.lr says: the batch of {batch_size} does not change it"
+    words = f"learning rate {peak:.4g} at the peak: optim.lr {config.lr:g} x {batch_size} clips a step / 256; "
+    words += "loop.accumulate, the number of workers and data.sampling.num_samples do not change it"
+    if batch_size < SMALL_BATCH:
+        root = config.lr * math.sqrt(batch_size / 256)
+        words += f". The batch is small: the square root's rule would give {root:.3g} (optim.scale_lr=false optim.lr=…)"
+    return words
 
 
 def lr_at(step: int, total_steps: int, steps_per_epoch: int, config: OptimConfig, batch_size: int) -> float:

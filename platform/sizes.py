@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mien.platform.loop import LoopConfig
+from mien.platform.optim import OptimConfig, told_rate
 
 
-def sizes(task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: LoopConfig) -> dict[str, str]:
+def sizes(
+    task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: LoopConfig, optim: OptimConfig
+) -> dict[str, str]:
     """Return the sizes of training `task` on `num_clips` clips like `clip` (1, t, h, w, c), as text for a table."""
     batch: Mapping[str, Tensor] = {
         "clip": clip,
@@ -32,5 +35,6 @@ def sizes(task: nn.Module, clip: Tensor, num_tokens: int, num_clips: int, loop: 
         "forward pass": f"{counter.get_total_flops() / 1e9:,.2f} GFLOP a clip (two a multiply-add)",
         "training clips": f"{num_clips:,}",
         "batch": f"{loop.batch_size:,} clips",
+        "rate": told_rate(optim, loop.batch_size),
         "steps": f"{steps:,} ({steps * loop.batch_size / num_clips:,.1f} epochs)",
     }

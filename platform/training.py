@@ -24,8 +24,13 @@ def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_schedule(optim: OptimConfig, config: LoopConfig, num_clips: int) -> None:
-    """Raise ValueError for a schedule that cannot be, while there is no run folder that belongs to it."""
+def check_schedule(optim: OptimConfig, config: LoopConfig, num_clips: int, *, ema: bool = False) -> None:
+    """Raise ValueError for a schedule that cannot be, while there is no run folder that belongs to it.
+
+    With `ema` the moving average of the weights is to be judged, so there must be one.
+    """
+    if ema and config.ema_decay is None:
+        raise ValueError("evaluate_ema judges the weights' moving average, but there is none: set loop.ema_decay=0.999")
     lr_at(0, config.total_steps(num_clips), config.steps_per_epoch(num_clips), optim, config.batch_size)
 
 

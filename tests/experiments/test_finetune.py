@@ -251,3 +251,24 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     for setting in settings.settings(finetune.FinetuneConfig):
         assert f"  {setting.key} (" in shown
         assert setting.meaning, f"{setting.key} has no meaning"
+
+
+def test_the_moving_average_is_judged_beside_the_weights_and_counts_where_asked(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    words = ["loop.ema_decay=0.9", "optim.lr=2e-2"]
+    own, ema = run(*words, folder="own"), run(*words, "evaluate_ema=true", folder="ema")
+    assert (own["weights"], ema["weights"]) == ("own", "ema")
+    assert own["by_weights"] == ema["by_weights"] and set(own["by_weights"]) == {"own", "ema"}
+    assert own["by_weights"]["own"] != own["by_weights"]["ema"]
+    for found, which in ((own, "own"), (ema, "ema")):
+        assert {name: found[name] for name in found["by_weights"][which]} == found["by_weights"][which]
+    (line,) = [line for line in records(tmp_path / "ema" / "metrics.jsonl") if "val/uar" in line]
+    assert line["val/uar"] == ema["uar"]
+    assert any("val_own/uar" in line for line in records(tmp_path / "ema" / "metrics.jsonl"))
+
+
+def test_a_moving_average_that_is_not_made_cannot_be_judged(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set loop\.ema_decay"):
+        run("evaluate_ema=true")
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from mien.platform import checkpoint
-from mien.platform.loop import LoopConfig, LoopState, NonFiniteError, averaged, start, step_seed, train, weights_of
+from mien.platform.loop import (
+    LEAST_NORM,
+    LoopConfig,
+    LoopState,
+    NonFiniteError,
+    averaged,
+    clip_by_share,
+    start,
+    step_seed,
+    train,
+    weights_of,
+)
 from mien.platform.optim import OptimConfig
 
 OPTIM = OptimConfig(lr=1e-2, min_lr=1e-4, warmup_steps=2, scale_lr=False, layer_decay=0.8)
@@ -140,6 +151,33 @@ def test_the_clipped_step_is_smaller_and_the_norm_before_it_is_recorded() -> Non
         left = torch.stack([value.grad.norm() for value in task.parameters() if value.grad is not None]).norm()
         assert left == pytest.approx(min(record["grad_norm"], clip_grad or math.inf), rel=1e-2)
     assert norms[0] == norms[1]
+
+
+def test_gradients_are_clipped_to_a_share_of_the_weights_of_each_unit() -> None:
+    matrix, bias, still = (nn.Parameter(torch.ones(shape)) for shape in ((2, 4), (3,), (2,)))
+    matrix.grad = torch.tensor([[3.0] * 4, [0.01] * 4])
+    bias.grad = torch.tensor([0.0, 30.0, 40.0])
+    clip_by_share([matrix, bias, still], share=0.1)
+    # Norms: the rows' weights 2, the vector's sqrt(3).
+    assert matrix.grad.norm(dim=1).tolist() == pytest.approx([0.2, 0.02])
+    assert bias.grad.norm().item() == pytest.approx(0.1 * 3**0.5) and bias.grad[1] / bias.grad[2] == pytest.approx(0.75)
+    assert still.grad is None
+
+
+def test_weights_of_zero_still_learn_where_gradients_are_clipped_by_share() -> None:
+    head = nn.Parameter(torch.zeros(1, 4))
+    head.grad = torch.ones(1, 4)
+    clip_by_share([head], share=0.1)
+    assert head.grad.norm().item() == pytest.approx(0.1 * LEAST_NORM)
+
+
+def test_a_run_clips_by_share_and_differs_by_it_alone() -> None:
+    losses = []
+    for share in (None, 1e-3, 1e6):
+        config = LoopConfig(steps=10, batch_size=8, precision="fp32", clip_grad_share=share)
+        task, state = make(config)
+        losses.append([record["loss"] for record in run(task, state, config)])
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_epochs_count_whole_batches_and_steps_take_their_place() -> None:

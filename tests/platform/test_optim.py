@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mien.platform.optim import OptimConfig, build, groups, lr_at, set_rates, weight_decay_at
+from mien.platform.optim import OptimConfig, build, groups, lr_at, peak_rate, set_rates, told_rate, weight_decay_at
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"
 
@@ -39,6 +39,18 @@ def test_warm_up_holds_both_ends_and_the_cosine_starts_at_the_peak() -> None:
 def test_the_rate_follows_the_global_batch_unless_told_not_to() -> None:
     scaled, plain = (OptimConfig(warmup_steps=0, min_lr=1e-4, scale_lr=switch) for switch in (True, False))
     assert lr_at(7, 20, 10, scaled, batch_size=64) == pytest.approx(lr_at(7, 20, 10, plain, batch_size=64) / 4)
+
+
+def test_the_rate_is_told_with_its_rule_and_small_batches_with_the_other_rule() -> None:
+    config = OptimConfig(lr=3e-4)
+    assert told_rate(config, 160).startswith("learning rate 0.0001875 at the peak: optim.lr 0.0003 x 160 clips")
+    assert "square root" not in told_rate(config, 160)
+    assert "square root's rule would give 7.5e-05" in told_rate(config, 16)
+    plain = OptimConfig(lr=3e-4, scale_lr=False)
+    assert (
+        told_rate(plain, 16) == "learning rate 0.0003 at the peak, as optim.lr says: the batch of 16 does not change it"
+    )
+    assert peak_rate(config, 160) == max(lr_at(step, 100, 10, config, 160) for step in range(100))
 
 
 def test_a_warm_up_that_leaves_no_step_is_refused() -> None:
