@@ -118,6 +118,7 @@ def evaluation_views(
     and yields no batch after the first failure. Raises StalledError.
     """
     table = ray.put((manifest, np.asarray(rows, dtype=np.int64)))
+    read = read.model_copy(update={"sampling": read.sampling.model_copy(update={"num_samples": 1})})
     views = read.sampling.views
     videos = clips_per_block(1, views * _clip_bytes(read), config)
 
@@ -201,7 +202,7 @@ def _unreadable(row: dict[str, Any], index: int, draw: int, error: DecodeError, 
     """Return what holds the place of a clip, because every row of a block has the same shape."""
     gaze, spread = unknown_gaze(read)
     return {
-        "clip": np.zeros((read.sampling.frames, read.size, read.size, 3), np.uint8),
+        "clip": np.zeros((read.sampling.frames_read, read.size, read.size, 3), np.uint8),
         "row": np.int64(index),
         "draw": np.int64(draw),
         "label": np.int64(-1),
@@ -232,7 +233,7 @@ def _tensors(batch: Batch) -> dict[str, "torch.Tensor"]:
 
 
 def _clip_bytes(read: ReadConfig) -> int:
-    return read.sampling.frames * read.size * read.size * 3
+    return read.sampling.frames_read * read.size * read.size * 3
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix on a batch: every clip is mixed with the one at its mirrored place in the batch.
+"""What is done to a whole batch: mixup and CutMix, every clip with the one at its mirrored place; clips set apart.
 
 Sources: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), with the settings of MAE-DFER's fine-tuning: one draw for
 the whole batch, one box for all frames, and the weight corrected where the box is cut off by the border.
@@ -67,3 +67,14 @@ def _span(rng: np.random.Generator, side: int, share: float) -> tuple[int, int]:
     """Return where the box begins and ends on one side: `share` of it about a random middle, cut off at the border."""
     half, middle = int(side * share) // 2, int(rng.integers(side))
     return max(middle - half, 0), min(middle + half, side)
+
+
+def separated(batch: Batch, num_samples: int) -> Batch:
+    """Return a batch whose clips hold `num_samples` clips one after another (b, k * t, ...) as one of b * k clips.
+
+    What is said of the videos, their draw included, is said of each of their clips: so they share one mask.
+    """
+    if num_samples == 1:
+        return batch
+    apart = {name: value.repeat_interleave(num_samples, dim=0) for name, value in batch.items() if name != "clip"}
+    return {"clip": batch["clip"].unflatten(1, (num_samples, -1)).flatten(0, 1)} | apart

@@ -164,7 +164,7 @@ def _example(
 def collate(examples: Sequence[Example], config: ReadConfig) -> Batch:
     """Return examples stacked; of none, the same arrays with no clip in them."""
     if not examples:
-        clip = np.empty((0, config.sampling.frames, config.size, config.size, 3), np.uint8)
+        clip = np.empty((0, config.sampling.frames_read, config.size, config.size, 3), np.uint8)
         numbers = {name: np.empty(0, np.int64) for name in ("row", "draw", "label", "position")}
         gaze, spread = (np.empty((0, *one.shape), np.float32) for one in unknown_gaze(config))
         return {"clip": clip, "gaze": gaze, "gaze_spread": spread, **numbers}

@@ -3,8 +3,7 @@
 So any worker makes the same clip, in any order, and a run resumes in the middle of an epoch by counting. Frame indices
 follow MAE-DFER (Sun et al., ACM MM 2023) and, for gaze, the Gaze360 reader of its fork, with two differences: views
 that are all the same are evaluated once by default, which leaves their mean as it is; and one segment is the middle of
-the video. Pretraining's repeated sampling, several clips of one video in a step, is left out: the published run takes
-one.
+the video.
 """
 
 import hashlib
@@ -33,6 +32,12 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     crops: int = Field(
         1, ge=1, description="evaluation views over space; frames are square, so more than 1 repeats views"
     )
+    num_samples: int = Field(
+        1,
+        ge=1,
+        description="pretrain: clips taken of a video when it is opened, one from each stretch of it; they share crop "
+        "and mask, and loop.batch_size counts videos",
+    )
     published_views: bool = Field(
         False, description="evaluate all segments x crops views, those included that do not change the mean"
     )
@@ -46,6 +51,11 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     def span(self) -> int:
         """Video frames that a clip covers."""
         return self.frames * self.stride
+
+    @property
+    def frames_read(self) -> int:
+        """Frames that are read of a video in training: those of all its clips, one after another."""
+        return self.frames * self.num_samples
 
     @property
     def ends_with_label(self) -> bool:
@@ -67,6 +77,15 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
             return over_time + (", one of a video where all are the same" if self.segments > 1 else "")
         repeated = f", each {self.crops} times: duplicates, as published, of square frames" if self.crops > 1 else ""
         return f"{self.views}: {over_time}{repeated}; of a short video all are the same, and none is left out"
+
+    @model_validator(mode="after")
+    def _samples_are_unlabelled(self) -> "SamplingConfig":
+        if self.num_samples > 1 and (self.rule != "pretrain" or self.ablate != "none"):
+            raise ValueError(
+                f"num_samples above 1 needs rule 'pretrain' and ablate 'none', but got {self.num_samples} with "
+                f"{self.rule!r} and {self.ablate!r}; set it to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crops_repeat(self) -> "SamplingConfig":
@@ -119,7 +138,7 @@ def stream(rows: Sequence[int] | np.ndarray, seed: int, first: int, last: int) -
 
 
 def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return the `(frames,)` indices of a training clip, by `config.rule`."""
+    """Return the `(frames_read,)` indices of a training clip, or of a video's clips, by `config.rule`."""
     match config.rule:
         case "pretrain":
             return pretrain_indices(num_frames, config, rng)
@@ -130,15 +149,24 @@ def train_indices(num_frames: int, config: SamplingConfig, rng: np.random.Genera
 
 
 def pretrain_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return `(frames,)` indices: every stride-th frame from a random start.
+    """Return `(frames_read,)` indices: every stride-th frame from a random start, for each of `num_samples` clips.
 
-    A short video repeats the last frame that the stride reaches, which can lie up to `stride` frames before its end.
+    Starts lie in stretches of equal length, one each; where a video has fewer starts than clips, anywhere, in order. A
+    short video repeats the last frame that the stride reaches, which can lie up to `stride` frames before its end.
     """
     assert num_frames >= 1
-    starts = num_frames - config.span + 1
-    start = int(rng.integers(starts)) if starts > 0 else 0
-    reachable = max(num_frames - 2 - start, 0) // config.stride  # steps f -> f + stride while f + 1 + stride < D
-    return start + config.stride * np.minimum(np.arange(config.frames), reachable)
+    k, possible = config.num_samples, num_frames - config.span + 1
+    if possible >= k:
+        starts = np.arange(k) * (possible // k) + rng.integers(possible // k, size=k)
+    elif num_frames > max(k, config.span):
+        starts = np.sort(rng.integers(possible, size=k))
+    else:
+        starts = np.zeros(k, np.int64)
+    reachable = (
+        np.maximum(num_frames - 2 - starts, 0) // config.stride
+    )  # steps f -> f + stride while f + 1 + stride < D
+    steps = np.minimum(np.arange(config.frames), reachable[:, None])
+    return (starts[:, None] + config.stride * steps).ravel()
 
 
 def finetune_indices(num_frames: int, config: SamplingConfig, rng: np.random.Generator) -> np.ndarray:

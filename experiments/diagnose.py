@@ -80,7 +80,7 @@ class Case(NamedTuple):
     config: FinetuneDiagnosis | PretrainDiagnosis
 
 
-def tensors(batch: reading.Batch) -> Batch:
+def tensors(batch: reading.Batch) -> dict[str, torch.Tensor]:
     """Return a batch of arrays as tensors."""
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
@@ -92,7 +92,7 @@ def batches(case: Case, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
         for record in dropped:
             print(f"not read: {record['path']}: {record['reason']}")
         if len(arrays["row"]):
-            yield tensors(arrays)
+            yield mixing.separated(tensors(arrays), case.read.sampling.num_samples)
 
 
 def plain_read(read: ReadConfig) -> ReadConfig:

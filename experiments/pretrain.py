@@ -23,6 +23,7 @@ from mien.data_pipelines.clips import StreamConfig
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
 from mien.data_pipelines.manifest import Manifest
+from mien.data_pipelines.mixing import separated
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
 from mien.experiments.probe import ProbeConfig, measure, open_probe
@@ -117,7 +118,7 @@ def worker(settings: dict[str, Any]) -> None:
         for batch, dropped in stream:
             for record in dropped:
                 run.dropped(record)
-            yield batch
+            yield separated(batch, config.data.sampling.num_samples)
 
     total, epoch = config.loop.total_steps(len(manifest)), config.loop.steps_per_epoch(len(manifest))
     tubes = config.task.backbone.tubes

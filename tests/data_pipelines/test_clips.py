@@ -251,3 +251,20 @@ def test_clips_that_end_the_process_of_their_task_are_dropped_with_a_reason(
     with pytest.raises(EvaluationDecodeError, match=r"2 are not") as caught:
         list(evaluation_views(deadly, range(CLIPS), read, CONFIG, batch_size=4))
     assert [Path(failure.path).name for failure in caught.value.failures] == ["deadly.mp4"] * 2
+
+
+@pytest.mark.ray
+def test_several_clips_of_a_video_come_together_and_an_unreadable_one_is_left_out(
+    manifest: Manifest, ray_cluster: None
+) -> None:
+    sampling = SamplingConfig(rule="pretrain", frames=4, stride=1, num_samples=2)
+    read = ReadConfig(sampling=sampling, augment=AugmentConfig(kind="pretrain"), size=32, root=manifest.root)
+    for frame in (Path(manifest.root) / "3").iterdir():
+        frame.write_bytes(b"")
+    settings = CONFIG.model_copy(update={"dropped_after": 100})
+    streamed = list(stream(manifest, range(CLIPS), read, settings, seed=0, batch_size=CLIPS, steps=1))
+    ((local, dropped),) = local_batches(manifest, range(CLIPS), CLIPS, 0, read, steps=1)
+    assert same(arrays(streamed[0][0]), local) and local["clip"].shape == (CLIPS - 1, 8, 32, 32, 3)
+    assert [one["row"] for one in streamed[0][1]] == [one["row"] for one in dropped] == [3]
+    views = list(evaluation_views(manifest, [0, 1], read, CONFIG, batch_size=4))
+    assert views[0]["clip"].shape[1] == 4

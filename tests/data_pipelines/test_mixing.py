@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mien.data_pipelines.mixing import Batch, MixingConfig, mix
+from mien.data_pipelines.mixing import Batch, MixingConfig, mix, separated
 
 
 def batch_of(count: int = 4) -> Batch:
@@ -80,3 +80,13 @@ def test_a_mix_with_an_unknown_class_is_unknown() -> None:
 def test_an_odd_batch_mixes_its_middle_clip_with_itself() -> None:
     batch = batch_of(3)
     assert torch.equal(mix(batch, 1, MixingConfig())["clip"][1].float(), batch["clip"][1].float())
+
+
+def test_clips_of_one_video_are_set_apart_and_share_what_is_said_of_it() -> None:
+    batch = batch_of(3) | {"draw": torch.tensor([7, 8, 9])}
+    batch["clip"][:, 1] += 1  # each of the two frames is a clip
+    apart = separated(batch, 2)
+    assert apart["clip"].shape == (6, 1, 16, 20, 3)
+    assert apart["clip"][:, 0, 0, 0, 0].tolist() == [0, 1, 50, 51, 100, 101]
+    assert apart["draw"].tolist() == [7, 7, 8, 8, 9, 9] and apart["gaze"].shape == (6, 2)
+    assert separated(batch, 1) is batch

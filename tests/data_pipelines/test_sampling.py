@@ -211,3 +211,33 @@ def test_an_ablated_clip_holds_the_same_frames_in_another_order_or_one_of_them()
     assert found["still"] == [18] * 8
     assert found["reversed"] == indices.tolist()[::-1]
     assert found["shuffled"] != indices.tolist() and sorted(found["shuffled"]) == indices.tolist()
+
+
+@pytest.mark.parametrize(("num_frames", "num_samples"), [(100, 3), (19, 4), (18, 3), (17, 2), (16, 3), (5, 2), (1, 2)])
+def test_clips_of_one_video_start_in_stretches_as_published(num_frames: int, num_samples: int) -> None:
+    config = SamplingConfig(rule="pretrain", frames=8, stride=2, num_samples=num_samples)
+    stretch = (num_frames - config.span + 1) // num_samples
+    seen = set()
+    for seed in range(60):
+        found = train_indices(num_frames, config, np.random.default_rng(seed)).reshape(num_samples, 8)
+        starts = found[:, 0].tolist()
+        seen.add(tuple(starts))
+        if stretch > 0:
+            assert [start // stretch for start in starts] == list(range(num_samples))
+        elif num_frames > max(num_samples, config.span):
+            assert starts == sorted(starts) and starts[0] >= 0 and starts[-1] <= num_frames - config.span
+        else:
+            assert starts == [0] * num_samples
+        for clip in found:
+            frame = clip[0]
+            for index in clip:
+                assert index == frame
+                frame += config.stride if frame + 1 + config.stride < num_frames else 0
+    assert len(seen) > 1 or num_frames <= config.span or stretch == 1
+
+
+def test_several_clips_of_a_video_are_for_pretraining_alone() -> None:
+    with pytest.raises(ValueError, match="num_samples above 1 needs rule 'pretrain'"):
+        SamplingConfig(rule="finetune", num_samples=2)
+    with pytest.raises(ValueError, match="num_samples above 1"):
+        SamplingConfig(rule="pretrain", num_samples=2, ablate="still")

@@ -105,6 +105,16 @@ def test_a_probe_and_more_sheets_leave_the_weights_as_they_are_and_are_shown(
     assert "Validation UAR of frozen features" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.ray
+def test_two_clips_of_a_video_are_learned_under_one_mask(
+    ray_cluster: None, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["data.sampling.num_samples=2", "loop.steps=3", "loop.accumulate=2", "data.augment.kind=pretrain"]
+    folder = tmp_path / "run"
+    pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(folder), *words])
+    assert [line["step"] for line in records(folder / "metrics.jsonl")] == [1, 2, 3]
+
+
 def test_a_probe_of_a_set_without_classes_is_refused_before_there_is_a_folder(
     recipes: dict[str, Path], world: Path, tmp_path: Path
 ) -> None:
