@@ -54,7 +54,7 @@ class DiagnoseConfig(BaseModel, frozen=True, extra="forbid"):
     rates: tuple[float, ...] = Field((1e-3, 1e-4), description="rates tried where the run's own does not do it")
     steps: int = Field(20, description="first steps of the run whose gradients are looked at", gt=0)
     shuffles: int = Field(3, description="times that labels are shuffled and learned; 0: left out", ge=0)
-    shuffle_steps: int = Field(30, description="steps of each of these trainings", gt=1)
+    shuffle_steps: int = Field(60, description="steps of each of these trainings", gt=1)
     shuffle_clips: int = Field(128, description="most clips they learn from, and most they are judged on", gt=1)
 
 
@@ -211,7 +211,7 @@ def shuffled(case: Case, val: np.ndarray, config: FinetuneDiagnosis) -> Finding:
         return -error, p
 
     tried = [judged(with_shuffled_labels(case.manifest, train, seed)) for seed in range(look.shuffles)]
-    true, _ = judged(case.manifest)
+    true = judged(case.manifest)
     if by_class:
         return diagnosis.shuffled("UAR", 1 / classes, true, tried)
     constant = diagnosis.constant_error(gaze[known], scores.columns(case.manifest.table.take(train), "pitch", "yaw"))

@@ -91,8 +91,13 @@ def test_a_score_by_chance_is_likely_and_a_true_one_is_not() -> None:
 
 
 def test_shuffled_labels_that_foretell_validation_every_time_are_a_leak() -> None:
-    assert diagnosis.shuffled("UAR", 0.2, 0.9, [(0.9, 0.001), (0.8, 0.001)]).verdict == "wrong"
-    assert diagnosis.shuffled("UAR", 0.2, 0.9, [(0.4, 0.001), (0.2, 0.5)]).verdict == "good"
+    assert diagnosis.shuffled("UAR", 0.2, (0.9, 0.001), [(0.9, 0.001), (0.8, 0.001)]).verdict == "wrong"
+    assert diagnosis.shuffled("UAR", 0.2, (0.9, 0.001), [(0.4, 0.001), (0.2, 0.5)]).verdict == "good"
+
+
+def test_shuffled_labels_say_little_where_true_ones_are_not_learned_either() -> None:
+    found = diagnosis.shuffled("UAR", 0.2, (0.25, 0.3), [(0.2, 0.5)])
+    assert found.verdict == "look" and "more diagnose.shuffle_steps" in found.words
 
 
 def test_by_heart_means_every_class_surely_and_gaze_within_a_tenth() -> None:
