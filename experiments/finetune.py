@@ -205,9 +205,9 @@ def finetune(
     """
     record = output / "scores.json"
     if record.is_file():
-        Run.start(output, plain(config), seed=config.loop.seed)
+        Run.start(output, config, seed=config.loop.seed)
         return json.loads(record.read_text(encoding="utf-8"))
-    given = plain(config)
+    given = config
     config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
     task = make_task(config).to(device_here())
     with Run.start(output, given, seed=config.loop.seed) as run:

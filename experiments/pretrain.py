@@ -191,7 +191,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
     if config.probe:
         open_probe(config.probe, frames=read.sampling.frames, size=read.size)
     clips.Share.of(0, config.trainer.workers, config.loop.seed, config.loop.batch_size)
-    Run.start(output, plain(config), seed=config.loop.seed).close()
+    Run.start(output, config, seed=config.loop.seed).close()
     write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
     total = config.loop.total_steps(len(manifest))
     newest = checkpoint.newest(output / "checkpoints")

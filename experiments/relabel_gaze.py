@@ -47,7 +47,7 @@ from mien.models import tasks
 from mien.models.backbone import FeatureTask
 from mien.platform import checkpoint, predict
 from mien.platform.cluster import ClusterConfig, connect
-from mien.platform.config import ConfigError, dump, parse, plain, run_program
+from mien.platform.config import ConfigError, dump, parse, run_program
 from mien.platform.frame_gaze import FrameGaze, agreement, clip_means, clips_table, frames_table
 from mien.platform.parts import Parts
 from mien.platform.progress import progress, table
@@ -216,7 +216,7 @@ def label(work: Work, parts: Parts, missing: Sequence[int], output: Path) -> Non
 def relabel(config: RelabelConfig, output: Path, csv: bool = False) -> dict[str, Any] | None:
     """Label a manifest in a run folder; return how the gaze agrees with the clips' own, where they have one."""
     work = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
-    Run.start(output, plain(config), seed=0).close()
+    Run.start(output, config, seed=0).close()
     parts, manifest, compared = work.parts(output), work.manifest, work.compared()
     write_whole(output / "compared.json", json.dumps(compared, indent=1) + "\n")
     print("\n  - ".join(["why gaze may be further off than in the run's scores:", *input_differences.told(compared)]))

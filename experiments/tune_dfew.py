@@ -127,7 +127,7 @@ def study(config: TuneConfig, output: Path) -> Record:
     folds = judged_folds(config)
     try_space(config)
     first_fold(config, folds)
-    Run.start(output, plain(config), seed=config.study.seed).close()
+    Run.start(output, config, seed=config.study.seed).close()
     with cluster.connect(config.cluster), live_table("trials") as show_trials:
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
         shared = {}

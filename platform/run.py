@@ -25,10 +25,12 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel
 from tensorboardX import SummaryWriter
 
 import mien
 from mien.platform import checkpoint
+from mien.platform.config import ConfigError, rebuild
 from mien.platform.storage import storing, write_whole
 
 PACKAGES = ("ray", "torch", "numpy", "optuna")
@@ -48,22 +50,26 @@ class Run:
         self._purge_step: int | None = None
 
     @classmethod
-    def start(cls, output: Path, config: Mapping[str, Any], *, seed: int, command: str | None = None) -> "Run":
+    def start(
+        cls, output: Path, config: BaseModel | Mapping[str, Any], *, seed: int, command: str | None = None
+    ) -> "Run":
         """Make the folder of a run, or go on with it if it holds the same config.
 
-        `config` is plain data, complete. Raises RunError, listing the keys that differ, if the folder holds another.
+        `config` is complete. A setting that an earlier version of a config class did not have counts as its default,
+        which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config.
         """
-        config, file = plain(config), output / "config.yaml"
+        given, file = plain(config), output / "config.yaml"
         here = environment(seed, command or this_command())
         with storing(output):
             output.mkdir(parents=True, exist_ok=True)
             if file.exists():
-                refuse_other(output, yaml.safe_load(file.read_text(encoding="utf-8")), config)
+                there = yaml.safe_load(file.read_text(encoding="utf-8"))
+                refuse_other(output, completed(type(config), there) if isinstance(config, BaseModel) else there, given)
                 first = json.loads((output / "environment.json").read_text(encoding="utf-8"))
                 here = first | {"resumed": [*first.get("resumed", []), here]}
         # The config is written last: a folder with a config has everything.
         write_whole(output / "environment.json", json.dumps(here, indent=1) + "\n")
-        write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_whole(file, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
         return cls(output)
 
     def log(self, record: Mapping[str, float | None], split: str = "train") -> None:
@@ -120,9 +126,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     """Return a config as YAML gives it back: tuples are lists, keys are text."""
-    found: dict[str, Any] = json.loads(json.dumps(config))
+    values = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+    found: dict[str, Any] = json.loads(json.dumps(values))
     return found
 
 
@@ -132,6 +139,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+def completed(config_class: type[BaseModel], there: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config that an earlier version wrote, with the settings that are new since then at their defaults."""
+    try:
+        return plain(rebuild(config_class, there))
+    except ConfigError:  # it holds what is no setting any more, which its differences will tell
+        return there
 
 
 def refuse_other(output: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from mien.platform import checkpoint
 from mien.platform.run import Run, RunError, config_hash, interruptible, records
@@ -37,6 +38,29 @@ def test_the_same_config_goes_on_and_keeps_what_was_said_first(tmp_path: Path) -
         Run.start(tmp_path, CONFIG, seed=7, command=command)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert [found["command"], *(start["command"] for start in found["resumed"])] == ["first", "second", "third"]
+
+
+class Earlier(BaseModel, extra="forbid"):
+    """A program's settings, before an update."""
+
+    lr: float = 1e-5
+
+
+class Later(Earlier):
+    """And after it."""
+
+    clip: float | None = None
+
+
+def test_a_folder_of_an_earlier_version_goes_on_where_new_settings_keep_their_defaults(tmp_path: Path) -> None:
+    Run.start(tmp_path, Earlier(lr=0.5), seed=7)
+    Run.start(tmp_path, Later(lr=0.5), seed=7)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"lr": 0.5, "clip": None}
+    for other, told in ((Later(lr=0.5, clip=1.0), "clip: None there, 1.0 given"), (Later(), "lr: 0.5 there, 1e-05")):
+        with pytest.raises(RunError, match=told):
+            Run.start(tmp_path, other, seed=7)
+    with pytest.raises(RunError, match="clip: None there, absent given"):  # back to a version that lacks it
+        Run.start(tmp_path, Earlier(lr=0.5), seed=7)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
