@@ -65,7 +65,7 @@ def probe_video(path: str) -> Probe:
     with _opened_video(path, None) as video:
         if _is_mp4(path):
             times, keys = video.times()
-            return Probe(len(times), video.rate, *video.at([times[0]], times, keys).shape[1:3])
+            return Probe(len(times), video.rate, *video.at([times[0]], keys).shape[1:3])
         frames = 0
         for frame in video.decoded():
             frames, size = frames + 1, video.size(frame)
@@ -108,7 +108,7 @@ def read_video(path: str, content: Bytes | None, wanted: np.ndarray, each: Each 
             times, keys = video.times()
             check_length(path, len(times), wanted)
             if len(set(times)) == len(times):  # else numbers are all that tells frames apart
-                return video.at([times[number] for number in wanted.tolist()], times, keys)
+                return video.at([times[number] for number in wanted.tolist()], keys)
             video.rewind()
         chosen, frames, count = set(wanted.tolist()), [], 0
         for frame in video.decoded():
@@ -200,45 +200,52 @@ class _Video:
         self._context, self._to_rgb = context, VideoReformatter()
         self._height, self._width = context.height, context.width  # a damaged frame may come in another size
         self.rate = float(self._stream.average_rate) if self._stream.average_rate else None
+        self._coded: dict[int, int] = {}  # by a keyframe's time, its time of decoding, by which files are searched
+        self._first = 0  # time of decoding of what stands first
 
     def times(self) -> tuple[list[int], list[int]]:
         """Return the times of all frames and of the keyframes, both ascending; nothing is decoded for it."""
-        times, keys = [], []
+        times, coded = [], []
         for packet in self._packets():
+            if packet.dts is not None:
+                coded.append(packet.dts)
             if packet.pts is not None and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
-                    keys.append(packet.pts)
+                    self._coded[packet.pts] = packet.pts if packet.dts is None else packet.dts
         if not times:
             raise DecodeError(self._path, "holds no frame")
-        return sorted(times), sorted(keys)
+        self._first = min(coded, default=times[0])
+        return sorted(times), sorted(self._coded)
 
     def rewind(self) -> None:
-        """Go to the beginning."""
-        self._container.seek(0)
+        """Go to the beginning, once the times are known."""
+        self._container.seek(self._first, stream=self._stream)
 
     def decoded(self) -> Iterator[av.VideoFrame]:
         """Yield the frames that follow, in order."""
         for packet in self._packets():
             yield from self._context.decode(packet)
 
-    def at(self, wanted: list[int], times: list[int], keys: list[int]) -> np.ndarray:
+    def at(self, wanted: list[int], keys: list[int]) -> np.ndarray:
         """Return the frames shown at the times `wanted`, ascending, each decoded from the keyframe before it on."""
         frames: list[np.ndarray] = []
         while len(frames) < len(wanted):
             following = bisect_right(keys, wanted[len(frames)])  # the keyframe that comes next
             last = bisect_left(wanted, keys[following]) if following < len(keys) else len(wanted)
             near = wanted[len(frames) : last]
-            found = self._shown(keys[following - 1] if following else times[0], near, len(wanted))
+            # Not the keyframe's time: where keyframes stand close, a later one is decoded before it is shown.
+            begin = self._coded[keys[following - 1]] if following else self._first
+            found = self._shown(begin, near, len(wanted))
             if len(found) < len(near):  # a file may lead to another place than it says
-                found = self._shown(times[0], near, len(wanted))
+                found = self._shown(self._first, near, len(wanted))
             if missing := len(near) - len(found):
                 raise DecodeError(self._path, f"frames cannot be decoded: {missing} of {len(wanted)} do not come")
             frames += found
         return np.stack(frames)
 
     def _shown(self, begin: int, wanted: list[int], frames: int) -> list[np.ndarray]:
-        """Return those frames at the times `wanted` that come when decoding begins at a time; of `frames` in all."""
+        """Return those frames at the times `wanted` that come when decoding begins at the packet of a time."""
         self._container.seek(begin, stream=self._stream)
         at = set(wanted)
         found: list[np.ndarray] = []

@@ -16,10 +16,17 @@ from mien.data_pipelines.video_files import DecodeError, Probe, probe_video, rea
 Make = Callable[..., Path]
 
 
-def textured(path: Path, codec: str, options: dict[str, str], times: list[int] | None = None, frames: int = 60) -> Path:
+def textured(
+    path: Path,
+    codec: str,
+    options: dict[str, str],
+    times: list[int] | None = None,
+    frames: int = 60,
+    muxer: dict[str, str] | None = None,
+) -> Path:
     """Write moving noise, so that a frame decoded from a wrong one looks wrong; `times` in milliseconds."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64 + frames, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer) as container:
         stream = container.add_stream(codec, rate=25, options={"threads": "1", **options})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         if times:
@@ -57,6 +64,22 @@ def test_any_frames_are_those_of_reading_all_in_order(tmp_path: Path, kind: str,
         wanted = np.unique(rng.integers(0, 60, int(rng.integers(1, 17))))
         found = read_video(str(path), path.read_bytes() if turn % 2 else None, wanted)
         assert np.array_equal(found, every[wanted]), wanted
+
+
+@pytest.mark.parametrize("muxer", [{"use_editlist": "0"}, {"movflags": "frag_keyframe+empty_moov"}])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"x264-params": "open-gop=1:keyint=2:bframes=1:b-adapt=0"}), ("mpeg4", {"bf": "2", "g": "2"})],
+)
+def test_frames_are_found_where_a_later_keyframe_is_decoded_before_the_one_asked_for_is_due(
+    tmp_path: Path, codec: str, options: dict[str, str], muxer: dict[str, str]
+) -> None:
+    path = textured(tmp_path / "clip.mp4", codec, options, frames=30, muxer=muxer)
+    with av.open(str(path)) as container:
+        every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert probe_video(str(path))[0] == len(every) == 30
+    for number in range(30):
+        assert np.array_equal(read_video(str(path), None, np.array([number]))[0], every[number]), number
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
