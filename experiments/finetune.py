@@ -108,6 +108,8 @@ def completed(config: FinetuneConfig) -> FinetuneConfig:
         backbone = adapted_config(saved, config.adapt)
     elif config.adapt != AdaptConfig():
         raise ConfigError("adapt changes a pretrained backbone, but pretrained is null; set task.backbone instead")
+    elif config.task.lora is not None and config.task.lora.frozen:
+        raise ConfigError("task.lora freezes the backbone, but without pretrained= it is noise; set task.lora=null")
     encoder = backbone.encoder.model_copy(update={"drop_path": config.drop_path})
     return with_task(config, backbone=backbone.model_copy(update={"encoder": encoder}))
 

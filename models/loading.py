@@ -42,7 +42,8 @@ def load_strictly(
 ) -> Report:
     """Load `state`, whose keys are the task's own, but for the listed `fresh` ones. Raises ValueError otherwise.
 
-    Weights of another backbone `source` are adapted to the task's. New adapters need not be in the file.
+    Weights of another backbone `source` are adapted to the task's. New adapters need not be in the file. Of a backbone
+    that adapters keep frozen, what is newly drawn is trained all the same: frozen, it would stay noise.
     """
     own = task.state_dict()
     adapted = adapt(state, own, source or task.backbone.config, task.backbone.config)
@@ -64,6 +65,9 @@ def load_strictly(
             "were trained with"
         )
     task.load_state_dict(dict(state), strict=False)
+    for name, parameter in task.named_parameters():
+        if name in fresh and name.startswith("backbone."):
+            parameter.requires_grad_(True)
     return Report(tuple(sorted(state)), left, fresh, adapted.changed)
 
 

@@ -41,9 +41,10 @@ def rescaled(state: Mapping[str, Tensor], task: Task, to: Literal["published", "
     """Return weights (names ours) whose adapters add as much by the published scales, or by the task's own."""
     changed = dict(state)
     if isinstance(task, FeatureTask) and task.lora is not None and any(map(is_adapter, state)):
+        published = scales(task.num_layers)
         for name in state:
-            if name.endswith(".lora_B"):
-                ratio = task.lora.scale(block_of(name)) / scales(task.num_layers)[block_of(name)]
+            if name.endswith(".lora_B") and block_of(name) < len(published):  # of later blocks nothing is taken
+                ratio = task.lora.scale(block_of(name)) / published[block_of(name)]
                 changed[name] = state[name] * (ratio if to == "published" else 1 / ratio)
     return changed
 

@@ -125,6 +125,7 @@ def test_a_pretrained_backbone_goes_to_another_depth_size_and_region(
         (("adapt.size=40",), r"region must divide the grid"),
         (("adapt.depth=2", "pretrained=null"), "adapt changes a pretrained backbone, but pretrained is null"),
         (("adapt.depth=2", "task.backbone.tubes.frames=8"), "leave task.backbone out"),
+        (("task.lora.rank=2", "pretrained=null"), "freezes the backbone, but without pretrained= it is noise"),
         (("task.lora.targets=[qq]",), r"lora\.targets: 'qq' fits none of these"),
         (("task.lora.rnk=2",), "did you mean task.lora.rank"),
     ],

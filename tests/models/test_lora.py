@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mien.models.backbone import BackboneConfig
 from mien.models.expression import Expression, ExpressionConfig
+from mien.models.loading import load_backbone
 from mien.models.lora import LoraConfig, LoraLinear, add_adapters, merged
 
 ADAPTERS = ("lora_A", "lora_B")
@@ -141,3 +142,11 @@ def test_what_fits_nothing_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         made(small(), **settings)
+
+
+def test_blocks_that_no_file_has_are_trained_in_a_frozen_backbone(small: Callable[..., BackboneConfig]) -> None:
+    source, deeper = made(small(depth=1)), made(small(depth=2), rank=2)
+    report = load_backbone(deeper, source.state_dict(), source=source.backbone.config)
+    new = {name for name in report.fresh if name.startswith("backbone.encoder.blocks.1.")}
+    assert new and new <= trained(deeper)
+    assert not any("lora" not in name for name in trained(deeper) if name.startswith("backbone.encoder.blocks.0."))

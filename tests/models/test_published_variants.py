@@ -192,3 +192,13 @@ def test_a_published_file_of_another_depth_gives_its_first_blocks(
     assert ("of blocks after the file's 3" in str(report)) == (here > there)
     with pytest.raises(ValueError, match=r"blocks\.3\."):
         load(task, save(pretrained))
+
+
+def test_published_adapters_of_another_depth_give_those_of_first_blocks(wide: Callable[..., BackboneConfig]) -> None:
+    trained = shaken(expression(wide(depth=4), lora={"rank": 2, "alpha": 6.0}))
+    task = expression(wide(depth=3), lora={"rank": 2, "alpha": 6.0})
+    report = load(task, save(trained), head="new", source=trained.backbone.config)
+    for block in range(3):
+        ours, theirs = (x.backbone.encoder.blocks[block].first_attn.kv.weight for x in (task, trained))
+        torch.testing.assert_close(ours, theirs)
+    assert "backbone.encoder.blocks.3.first_attn.q.lora_B" in report.left
