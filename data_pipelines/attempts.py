@@ -24,7 +24,10 @@ _BEGUN, _DONE = b"=", b"."  # lines between the clips' names: an attempt begins;
 
 
 class Attempts:
-    """The attempts of one data task, `name`, which no other task of any run has."""
+    """The attempts of one data task, `name`, which no other task of any run has.
+
+    An id of Ray's is no such name: the next cluster on a machine, or one beside it, gives the same ones again.
+    """
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self._file = (folder or Path(tempfile.gettempdir()) / f"mien-attempts-{os.getuid()}") / name

@@ -9,6 +9,7 @@ because rows share a shape, and is taken out before the trainer sees the batch; 
 """
 
 import math
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +93,7 @@ def stream(
     Raises DroppedTooManyError, also when a batch holds no readable clip at all, and StalledError.
     """
     share = Share.of(rank, world_size, seed, batch_size)
-    table = ray.put((manifest, np.asarray(rows, dtype=np.int64)))
+    table = ray.put((uuid.uuid4().hex, manifest, np.asarray(rows, dtype=np.int64)))
     clips = clips_per_block(len(share), _clip_bytes(read), config)
     first, last = start_step * len(share), (start_step + steps) * len(share)
 
@@ -117,7 +118,7 @@ def evaluation_views(
     Nothing is dropped: raises EvaluationDecodeError at the end if any clip could not be decoded, naming all of them,
     and yields no batch after the first failure. Raises StalledError.
     """
-    table = ray.put((manifest, np.asarray(rows, dtype=np.int64)))
+    table = ray.put((uuid.uuid4().hex, manifest, np.asarray(rows, dtype=np.int64)))
     read = read.model_copy(update={"sampling": read.sampling.model_copy(update={"num_samples": 1})})
     views = read.sampling.views
     videos = clips_per_block(1, views * _clip_bytes(read), config)
@@ -144,7 +145,7 @@ def video_frames(
     Frames that cannot be decoded keep their places, with `ok` false. Raises StalledError.
     """
     line = FrameLine.of(manifest, np.asarray(rows, dtype=np.int64))
-    table = ray.put((manifest, line))
+    table = ray.put((uuid.uuid4().hex, manifest, line))
     frame_bytes = read.size * read.size * 3
     most = config.model_copy(update={"block_clips": config.block_clips * read.sampling.frames})
     frames = clips_per_block(1, frame_bytes, most)
@@ -158,16 +159,16 @@ def video_frames(
 
 
 def _read_frames(begin: int, end: int, table: ray.ObjectRef, read: ReadConfig) -> list[Block]:
-    manifest, line = ray.get(table)
-    with Attempts(f"{table.hex()}-{begin}") as attempts:
+    run, manifest, line = ray.get(table)
+    with Attempts(f"{run}-{begin}") as attempts:
         return [as_block(read_line(manifest, line, begin, end, read, attempts))]
 
 
 def _read_clips(begin: int, end: int, table: ray.ObjectRef, share: Share, read: ReadConfig) -> list[Block]:
     """Return a worker's clips number begin..end-1 as a block; runs in a data task."""
-    manifest, rows = ray.get(table)
+    run, manifest, rows = ray.get(table)
     examples = []
-    with Attempts(f"{table.hex()}-{begin}") as attempts:
+    with Attempts(f"{run}-{begin}") as attempts:
         for position, index, draw in share.places(begin, end, rows):
             row = manifest.row(index)
             try:
@@ -181,9 +182,9 @@ def _read_clips(begin: int, end: int, table: ray.ObjectRef, share: Share, read: 
 
 def _read_views(begin: int, end: int, table: ray.ObjectRef, read: ReadConfig) -> list[Block]:
     """Return the views of rows number begin..end-1 as a block; runs in a data task."""
-    manifest, rows = ray.get(table)
+    run, manifest, rows = ray.get(table)
     examples = []
-    with Attempts(f"{table.hex()}-{begin}") as attempts:
+    with Attempts(f"{run}-{begin}") as attempts:
         for index in rows[begin:end].tolist():
             row = manifest.row(index)
             try:

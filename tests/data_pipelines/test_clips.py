@@ -13,7 +13,7 @@ import ray
 
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.blocks import StalledError, StreamConfig, clips_per_block
-from mien.data_pipelines.clips import Share, evaluation_views, share, shared, stream
+from mien.data_pipelines.clips import Share, evaluation_views, share, shared, stream, video_frames
 from mien.data_pipelines.manifest import Manifest, build
 from mien.data_pipelines.reading import EvaluationDecodeError, ReadConfig, local_batches, local_views
 from mien.data_pipelines.sampling import SamplingConfig
@@ -230,6 +230,30 @@ class End(dict[str, Any]):
         if name == "frames":
             os.abort()
         return {"path": "deadly.mp4", "video": "deadly"}[name]
+
+
+def test_every_reading_notes_its_deaths_under_a_name_of_its_own(
+    manifest: Manifest, read: ReadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    class Put(Exception):
+        pass
+
+    def put(value: tuple[str, Any, Any]) -> None:  # as in a cluster of its own each time: no ids tell them apart
+        names.append(value[0])
+        raise Put
+
+    monkeypatch.setattr(ray, "put", put)
+    for _ in range(2):
+        for reading in (
+            stream(manifest, range(CLIPS), read, CONFIG, seed=1, batch_size=7, steps=1),
+            evaluation_views(manifest, range(CLIPS), read, CONFIG, batch_size=4),
+            video_frames(manifest, range(CLIPS), read, CONFIG),
+        ):
+            with pytest.raises(Put):
+                next(reading)
+    assert len(set(names)) == 6
 
 
 @pytest.mark.ray
