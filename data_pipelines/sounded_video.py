@@ -15,6 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from mien.data_pipelines.crop_files import UNFINISHED
+from mien.data_pipelines.video_files import CONTAINERS
 
 H264 = {"crf": "20", "preset": "veryfast"}
 CLOCK = 90_000  # of the picture's times, a second
@@ -35,7 +36,7 @@ class SoundedVideo:
         self._source, self._sound = _sound(sound_of, self.notes)
         began = self._source.start_time if self._source else None
         self._began = None if began is None else began / av.time_base  # of the clock that both follow
-        self._output = av.open(str(self._part), "w", format="mp4", options={"movflags": "+faststart"})
+        self._output = av.open(f"file:{self._part}", "w", format="mp4", options={"movflags": "+faststart"})
         self._video = self._output.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264)
         self._video.height, self._video.width, self._video.pix_fmt = *size, "yuv420p"
         self._video.time_base = self._video.codec_context.time_base = Fraction(1, CLOCK)
@@ -148,7 +149,7 @@ def _sound(path: Path | None, notes: dict[str, str]) -> tuple[InputContainer | N
     if path is None or not path.is_file():
         return None, None
     try:
-        source = av.open(str(path), metadata_errors="replace")
+        source = av.open(f"file:{path}", container_options=CONTAINERS, metadata_errors="replace")
     except (av.FFmpegError, OSError):
         return None, None  # an image, say
     for sound in source.streams.audio:

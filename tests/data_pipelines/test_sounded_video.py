@@ -70,6 +70,13 @@ def beep(path: Path) -> float:
     raise AssertionError("nothing is heard")
 
 
+def test_a_name_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded(tmp_path / "a.mp4", "aac").rename("10:30.mp4")
+    assert not copied(Path("10:30.mp4"), Path("shown:10:30.mp4")).notes
+    assert abs(flash(tmp_path / "shown:10:30.mp4") - beep(tmp_path / "shown:10:30.mp4")) < 0.06
+
+
 @pytest.mark.parametrize(
     ("name", "sound", "offset"),
     [("a.mp4", "aac", 0.0), ("a.ts", "aac", 3.0), ("a.mkv", "pcm_s16le", 0.0), ("a.mkv", "libopus", 0.0)],
