@@ -114,6 +114,7 @@ def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
     else:
         tubes = asked.tubes
         known: dict[str, Any] = {"frames": tubes.frames, "size": tubes.size, "region": asked.region}
+        known["tubelet"] = tubes.tubelet  # which counts for filters of single frames
         config = open_weights(path, **(known if asked != BackboneConfig() else {})).config
     backbone: BackboneConfig = config.backbone
     return backbone

@@ -35,25 +35,27 @@ def describe(
     pool: str | None = None,
     per_frame: bool = False,
     mask_ratio: float = MaskConfig().ratio,
+    tubelet: int | None = None,
 ) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
 
     Taken as published, since weights do not tell: heads 64 wide, `pool` regions where there are any, window masks where
     there are regions and else tube masks, bins of 2 degrees, the scales of adapters. `region` is needed where several
-    fit the number of region tokens. Raises ValueError where the weights are of no known model, or no region fits.
+    fit the number of region tokens; filters of single frames are to be inflated to `tubelet`. Raises ValueError where
+    the weights are of no known model, or no region fits.
     """
     state = {re.sub(r"^(encoder|backbone)\.", "", unwrapped(name)): value for name, value in state.items()}
     if published_mamba.FILTER in state and published_mamba.is_mamba(state):
-        return published_mamba.describe(state, frames, size)
+        return published_mamba.describe(state, frames, size, tubelet)
     if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
-    width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
+    width, _, long, patch, _ = state["patch_embed.proj.weight"].shape
     if width % HEAD_WIDTH:
         raise ValueError(
             f"published models have heads of {HEAD_WIDTH} channels, but {width} channels are no multiple; give the "
             "config that the weights were trained with"
         )
-    tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=tubelet)
+    tubes = TubesConfig(frames=frames, size=size, patch=patch, tubelet=long)
     sizes = {
         "width": width,
         "depth": blocks_of(state, "blocks"),

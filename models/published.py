@@ -145,8 +145,9 @@ def load(
     if any(map(is_adapter, taken)) and not (isinstance(task, FeatureTask) and task.lora):
         taken = published_lora.without_adapters(taken, blocks_of(taken))
     fitted = None
+    unread = any(".mixer." in name for name in left)  # the decoder that the facial project pretrains with
     if isinstance(task, FeatureTask) and isinstance(task.backbone.config.encoder, MambaConfig):
-        fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation)
+        fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation, unread)
         taken = fitted.state
     ours = {published_name(name, task): name for name in task.state_dict()}
     new = (("fc_norm.", "norm.", "norm_f.", "head.") if pretrained else ()) + (("head.",) if head == "new" else ())

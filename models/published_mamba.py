@@ -42,21 +42,29 @@ def published_name(name: str) -> str:
 
 
 def fitted(
-    state: Mapping[str, Tensor], backbone: BackboneConfig, inflation: Literal["centre", "mean"] = "centre"
+    state: Mapping[str, Tensor],
+    backbone: BackboneConfig,
+    inflation: Literal["centre", "mean"] = "centre",
+    unread: bool = False,
 ) -> Fitted:
     """Return published weights (names without prefix) with the filter inflated, and what their positions belong to.
 
-    inflation "centre" puts a filter of images at the middle of a tube's frames, "mean" spreads it over them. Raises
-    ValueError where positions are not those of a square frame.
+    inflation "centre" puts a filter of images at the middle of a tube's frames, "mean" spreads it over them. The facial
+    project never reads what its last mixer gives, and never trains it: of its files (told by `fc_norm`, or `unread`)
+    that mixer begins with giving nothing. Raises ValueError where positions are not those of a square frame.
     """
     taken, tubes = dict(state), backbone.tubes
     changed: dict[str, str] = {}
     fresh: dict[str, str] = {}
     for name in [name for name in taken if name.startswith("fc_norm.")]:
         final = name.replace("fc_norm.", "norm_f.")
-        value = taken.pop(name)
+        value, unread = taken.pop(name), True
         if not torch.equal(taken.setdefault(final, value), value):
             raise ValueError(f"{final} and {name} are one norm as published, but the file's differ")
+    last = f"layers.{_depth(taken) - 1}.mixer.out_proj.weight"
+    if unread and last in taken:
+        taken[last] = torch.zeros_like(taken[last])
+        changed[last] = "set to 0, since the project that trained these leaves its last mixer out"
     kernel = taken[FILTER] if taken[FILTER].ndim == 5 else taken[FILTER][:, :, None]
     if kernel.shape[2] == 1 and tubes.tubelet > 1:
         still = kernel
@@ -87,31 +95,36 @@ def fitted(
     return Fitted(taken, source, changed, fresh)
 
 
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return 1 + max(int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name)))
+
+
 def is_mamba(state: Mapping[str, Tensor]) -> bool:
     """Say whether these are the weights of a bidirectional state-space encoder, by their names without prefix."""
     return "layers.0.mixer.A_b_log" in state
 
 
 def describe(
-    state: Mapping[str, Tensor], frames: int, size: int
+    state: Mapping[str, Tensor], frames: int, size: int, tubelet: int | None = None
 ) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
 
-    The class token stands for a clip, but where there is an `fc_norm` the mean of all patches. A file of pretraining
-    is described by its encoder alone: its decoder, one Mamba block, is not built here. Raises ValueError where there is
-    neither a head nor a decoder.
+    A filter of one frame is to be inflated to `tubelet`. The class token stands for a clip, but where there is an
+    `fc_norm` the mean of all patches. A file of pretraining is described by its encoder alone: its decoder, one Mamba
+    block, is not built here. Raises ValueError where there is neither a head nor a decoder.
     """
     kernel, rates = state[FILTER], state["layers.0.mixer.A_log"]
-    width, tubelet = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
+    width, long = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
     encoder = MambaConfig(
         width=width,
-        depth=1 + max(int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name))),
+        depth=_depth(state),
         state=rates.shape[1],
         conv=state["layers.0.mixer.conv1d.weight"].shape[-1],
         expand=len(rates) // width,
         cls="cls_token" in state,
     )
-    tubes = TubesConfig(frames=frames, size=size, patch=kernel.shape[-1], tubelet=tubelet)
+    long = tubelet or 1 if long == 1 else long
+    tubes = TubesConfig(frames=frames, size=size, patch=kernel.shape[-1], tubelet=long)
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
         return MaeConfig(backbone=backbone, mask=MaskConfig(kind="tube"), decoder=DecoderConfig())

@@ -11,6 +11,9 @@ import yaml
 from torch import Tensor
 
 from mien.experiments import doctor, evaluate, finetune
+from mien.models import published
+from mien.models.backbone import BackboneConfig
+from mien.models.expression import Expression, ExpressionConfig
 from mien.models.lora import merged
 from mien.platform import checkpoint
 from mien.platform.config import ConfigError
@@ -136,3 +139,25 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     with pytest.raises((ConfigError, ValueError), match=message):
         run(*words, folder="refused")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_published_encoder_of_images_begins_a_model_of_clips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = {"name": "mamba", "width": 32, "depth": 1}
+    still = BackboneConfig.model_validate({"tubes": {"frames": 1, "size": 32, "tubelet": 1}, "encoder": encoder})
+    state = published.save(Expression(ExpressionConfig(backbone=still)))
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :, 0]
+    del state["temporal_pos_embedding"]
+    torch.save({"model": state}, tmp_path / "images.pth")
+    backbone = {"tubes": {"frames": 8, "size": 64, "tubelet": 2}, "encoder": encoder}
+    settings = {"pretrained": str(tmp_path / "images.pth"), "task": {"name": "gaze", "backbone": backbone}}
+    settings["task"]["lora"] = {"rank": 1, "targets": ["out_proj"]}  # type: ignore[index]
+    task = finetune.make_task(finetune.completed(finetune.FinetuneConfig.model_validate(settings)))
+    assert torch.equal(task.backbone.embed.weight[:, :, 1], state["patch_embed.proj.weight"])
+    printed = capsys.readouterr().out
+    assert "inflated from one frame to 2" in printed and "images have no times" in printed
+    learned = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert {name for name in learned if "backbone" in name and "lora" not in name} == {
+        "backbone.encoder.temporal_pos_embedding"  # which no file has, so that frozen it would stay 0
+    }

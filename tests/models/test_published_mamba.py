@@ -76,6 +76,8 @@ def test_a_file_says_what_it_is() -> None:
     assert config.backbone == expression().backbone.config
     images = describe(published(None, kernel=(16, 16)))
     assert images.backbone.tubes == TubesConfig(frames=16, size=160, tubelet=1)
+    assert describe(published(None, kernel=(16, 16)), tubelet=2).backbone.tubes.tubelet == 2
+    assert describe(published(8, 10, (2, 16, 16)), tubelet=4).backbone.tubes.tubelet == 2
 
 
 def test_eight_frames_at_224_load_into_sixteen_at_160_and_the_report_says_so() -> None:
@@ -123,6 +125,13 @@ def test_files_of_the_facial_project_load_with_their_second_norm_and_fixed_table
     report = load(task, state)
     torch.testing.assert_close(task.backbone.encoder.get_parameter("pos_embed")[0], position_table(101, W))
     assert "the fixed table that such files were trained with" in str(report)
+    # There, what the last mixer gives is never read: without that block the answer is the same.
+    clip = {"clip": torch.randint(256, (1, 16, 160, 160, 3), dtype=torch.uint8)}
+    answer = task.predict(clip)["probabilities"]
+    assert "leaves its last mixer out" in str(report)
+    task.backbone.encoder.blocks = task.backbone.encoder.blocks[:-1]
+    torch.testing.assert_close(task.predict(clip)["probabilities"], answer)
+    task = Expression(config)  # type: ignore[arg-type]
     state["fc_norm.weight"] += 1
     with pytest.raises(ValueError, match="are one norm as published, but the file's differ"):
         load(task, state)
@@ -133,6 +142,7 @@ def test_a_pretrained_file_gives_its_encoder(norm: Any) -> None:
     state = {f"encoder.{name}": value for name, value in published(8, 10, (2, 16, 16)).items() if "head" not in name}
     state["encoder.norm.weight"] = state.pop("encoder.norm_f.weight")
     state |= {"mask_token": torch.zeros(1, 1, 768), "decoder.norm.weight": torch.ones(768)}
+    state["decoder.blocks.0.mixer.D"] = torch.ones(1536)
     config = describe(state)
     assert isinstance(config, MaeConfig)
     task: FeatureTask = Combined(CombinedConfig(backbone=config.backbone))
@@ -140,6 +150,8 @@ def test_a_pretrained_file_gives_its_encoder(norm: Any) -> None:
     assert {"mask_token", "decoder.norm.weight"} <= set(report.left)
     assert ("norm.weight" in report.left, "fc_norm.weight" in report.fresh) == ((norm == "new"),) * 2
     assert torch.equal(task.backbone.encoder.get_parameter("cls_token"), state["encoder.cls_token"])
+    mixers = [task.backbone.encoder.get_parameter(f"blocks.{i}.mixer.out_proj.weight") for i in range(DEPTH)]
+    assert [bool(weight.any()) for weight in mixers] == [True] * (DEPTH - 1) + [False]
 
 
 def test_our_own_autoencoders_go_to_the_published_names_and_back(small: Callable[..., BackboneConfig]) -> None:
