@@ -11,12 +11,13 @@ import faulthandler
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
+from mien.data_pipelines import shards
 from mien.data_pipelines.video_files import DecodeError, time_limit
 
 DEATHS = 2  # attempts that may end at a clip
@@ -48,22 +49,23 @@ class Attempts:
         self._file.unlink(missing_ok=True)
 
     @contextmanager
-    def at(self, clip: int, path: str | Path) -> Iterator[None]:
-        """Read clip number `clip`, the file `path`; raises DecodeError where that ended the process too often."""
+    def at(self, clip: int, path: str | Path) -> Iterator[Callable[[], None]]:
+        """Read clip number `clip`, the file `path`; raises DecodeError where that ended the process too often.
+
+        Yields what is to be called when work on a long clip goes on: its time then begins anew.
+        """
         name = str(clip).encode()
         if self._deaths[name] >= DEATHS:
             raise DecodeError(path, f"ended the process that read it, or hung, {DEATHS} times: it is given up")
         os.write(self._log, name + b"\n")
-        faulthandler.dump_traceback_later(2 * time_limit(_size(path)), exit=True, file=2)
+        seconds = 2 * time_limit(shards.size(path))
+
+        def goes_on() -> None:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+        goes_on()
         try:
-            yield
+            yield goes_on
         finally:
             faulthandler.cancel_dump_traceback_later()
             os.write(self._log, _DONE + b"\n")
-
-
-def _size(path: str | Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # a clip in a shard, or missing

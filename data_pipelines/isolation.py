@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from mien.data_pipelines import shards
 from mien.data_pipelines.video_files import DecodeError, time_limit
 
 MEMORY_BYTES = 4 * 2**30  # of a process that reads files
@@ -50,7 +51,9 @@ def isolated(path: str | Path, function: Callable[..., _Result], *arguments: Any
         child = _idle.pop() if _idle else None
     child = child or _Child()
     try:
-        result = child.call((function, arguments), time_limit(_size(path)) * 2)  # the decoder's own limit comes first
+        result = child.call(
+            (function, arguments), time_limit(shards.size(path)) * 2
+        )  # the decoder's own limit comes first
     except _EndedError as error:
         child.end()
         raise DecodeError(path, str(error)) from error
@@ -75,13 +78,6 @@ def close() -> None:
 
 
 atexit.register(close)
-
-
-def _size(path: str | Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # a clip in a shard, or missing
 
 
 class _Child:

@@ -10,7 +10,7 @@ table, and with the shards that the table names, is whole.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from mien.data_pipelines.unfinished import unfinished
 from mien.data_pipelines.video_files import Bytes
 
 MIB = 2**20
+Beat = Callable[[], None]  # called while a clip is worked on, so that whoever watches knows that it goes on
 _KEY = b"mien"  # of the shards' sizes in a part's table
 PIECE_BYTES = 64 * MIB  # of decoded frames at a time: 870 of 160x160
 TABLE = pa.schema(
@@ -101,7 +102,7 @@ def plan(manifest: Manifest, config: PackConfig) -> list[Clip]:
     return clips
 
 
-def pack_clip(clip: Clip, config: PackConfig) -> tuple[bytes, float | None]:
+def pack_clip(clip: Clip, config: PackConfig, beat: Beat = lambda: None) -> tuple[bytes, float | None]:
     """Return a clip as it stands in a shard, and the PSNR in dB if frames were encoded anew; raises DecodeError."""
     source = decode.load(clip.path) if shards.is_clip(clip.path) else clip.path
     name = Path(source.path if isinstance(source, Encoded) else source).name
@@ -109,10 +110,10 @@ def pack_clip(clip: Clip, config: PackConfig) -> tuple[bytes, float | None]:
     parts: tuple[Bytes, ...]
     anew = True
     if config.layout == "h264":
-        parts = (h264(_pieces(source, clip.start, clip), clip.fps, config.keyframe_every, config.crf),)
+        parts = (h264(_pieces(source, clip.start, clip, beat), clip.fps, config.keyframe_every, config.crf),)
         name, images = f"{Path(name).stem}.mp4", False
     elif config.layout == "jpeg" and not images:
-        frames = (frame for piece in _pieces(source, clip.start, clip) for frame in piece)
+        frames = (frame for piece in _pieces(source, clip.start, clip, beat) for frame in piece)
         parts, images = tuple(_jpeg(frame, config) for frame in frames), True
     else:
         files = decode.load(clip.path, clip.start, clip.frames).parts
@@ -122,10 +123,10 @@ def pack_clip(clip: Clip, config: PackConfig) -> tuple[bytes, float | None]:
         raise DecodeError(clip.path, f"a packed clip must have at most 1 GiB, but it has {length / 2**30:.1f}: cut it")
     made = Encoded(f"{clip.path}, packed/{name}", parts, images)
     if anew:
-        psnr_db = _psnr_db(_pieces(source, clip.start, clip), _pieces(made, 0, clip))
+        psnr_db = _psnr_db(_pieces(source, clip.start, clip, beat), _pieces(made, 0, clip, beat))
     else:
         psnr_db = None
-        for _ in _pieces(made, 0, clip):
+        for _ in _pieces(made, 0, clip, beat):
             pass  # decoded, so that what is packed is known to be readable
     return shards.to_bytes(shards.Record(name, images, parts)), psnr_db
 
@@ -154,8 +155,8 @@ def pack_part(
 
     for place, clip in enumerate(clips):
         try:
-            with attempts.at(place, clip.path) if attempts else nullcontext():
-                content, psnr_db = pack_clip(clip, config)
+            with attempts.at(place, clip.path) if attempts else nullcontext(lambda: None) as beat:
+                content, psnr_db = pack_clip(clip, config, beat)
         except DecodeError as error:
             if (str(clip.path), clip.start) in before:
                 raise ValueError(
@@ -253,11 +254,12 @@ def _table_file(output: Path, number: int) -> Path:
     return output / "parts" / f"part-{number:05d}.parquet"
 
 
-def _pieces(source: str | Path | Encoded, start: int, clip: Clip) -> Iterator[np.ndarray]:
-    """Yield the clip's frames, which begin at `start` in `source`, in pieces of bounded size."""
+def _pieces(source: str | Path | Encoded, start: int, clip: Clip, beat: Beat) -> Iterator[np.ndarray]:
+    """Yield the clip's frames, which begin at `start` in `source`, in pieces of bounded size, a beat before each."""
     height, width = clip.size
     most = max(1, PIECE_BYTES // (height * width * 3))
     for begin in range(start, start + clip.frames, most):
+        beat()
         yield decode.read(source, np.arange(begin, min(begin + most, start + clip.frames)), clip.size)
 
 

@@ -58,6 +58,16 @@ def place(shard: str, offset: int, length: int) -> str:
     return f"{shard}#{offset}+{length}"
 
 
+def size(path: str | Path) -> int:
+    """Return how many bytes a clip in a shard, or a file, has: 0 for one that is missing."""
+    if found := _PLACE.fullmatch(str(path)):
+        return int(found[3])
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def to_bytes(record: Record) -> bytes:
     """Return a clip as it stands in a shard."""
     parts = [bytes(part) for part in record.parts]

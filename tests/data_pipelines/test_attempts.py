@@ -13,15 +13,19 @@ TASK = """
 import os, sys, time
 from pathlib import Path
 from mien.data_pipelines import attempts
-attempts.time_limit = lambda size: 0.2
+attempts.time_limit = lambda size: 0.5
 with attempts.Attempts("task", Path(sys.argv[1])) as task:
     for clip in range(6):
         try:
-            with task.at(clip, f"{clip}.mp4"):
+            with task.at(clip, f"{clip}.mp4") as goes_on:
                 if clip == 2:
                     os.abort()
                 if clip == 4:
                     time.sleep(30)
+                if clip == 5:  # it takes longer than a clip may, and says that it goes on
+                    for _ in range(5):
+                        time.sleep(0.3)
+                        goes_on()
         except attempts.DecodeError as error:
             print(error)
 """

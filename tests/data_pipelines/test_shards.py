@@ -107,3 +107,9 @@ def test_no_file_stays_open_however_many_clips_and_shards_are_read(tmp_path: Pat
     )
     assert opened() == before
     assert most <= before + 4 + 1  # one for each thread, and one to count
+
+
+def test_the_size_of_a_clip_is_told_by_its_place_and_that_of_a_file_by_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(bytes(123))
+    places = [shards.place("s3://bucket/a.parquet", 5, 77), tmp_path / "a.mp4", tmp_path / "missing.mp4"]
+    assert [shards.size(place) for place in places] == [77, 123, 0]
