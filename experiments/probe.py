@@ -77,6 +77,11 @@ def open_probe(config: ProbeConfig, *, frames: int, size: int) -> Probe:
     parts = []
     for rows in (split.train, split.val):
         known = rows[labelled[rows]]
+        if not len(known):
+            raise ConfigError(
+                f"a probe learns from labelled clips and is judged on others, but of {config.manifest} one of the two "
+                f"parts has none (fold {config.fold}); give another fold or split.validation_ratio"
+            )
         share = min(config.max_clips / len(known), 1.0)
         parts.append(splits.fewer_labels(manifest, known, share, config.split.seed))
     plain = AugmentConfig(kind="none")

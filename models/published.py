@@ -26,7 +26,7 @@ from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import Report, load_strictly
 from mien.models.lora import is_adapter
 from mien.models.mae import MaskedAutoencoder
-from mien.models.mamba import MambaConfig
+from mien.models.mamba import Mamba, MambaConfig
 
 STAGES = ("second_attn", "third_attn")
 
@@ -120,11 +120,11 @@ def load(
     """Load published weights into a task; the decoder of a pretrained file is left where the task has none.
 
     As published, the pretrained final norm is left and the pooled one new; norm="pretrained" takes the one as the
-    other; where the first token stands for all, it is taken, as published too. head="new" leaves the file's heads. A
-    file's adapters are added to its weights where the task has none. `source` is the file's backbone where it is to be
-    adapted to the task's. VideoMamba's may be of images (see `fitted`) or of other clips. Raises
-    ValueError where anything else is missing, unknown or of another shape, or where the file differs in what the task
-    shares.
+    other; where the first token stands for all, it is taken, as published too. head="new" leaves the file's heads, and
+    the last norm of a file that pools otherwise. A file's adapters are added to its weights where the task has none.
+    `source` is the file's backbone where it is to be adapted to the task's. VideoMamba's may be of images (see
+    `fitted`) or of other clips. Raises ValueError where anything else is missing, unknown or of another shape, or where
+    the file differs in what the task shares.
     """
     state = {unwrapped(name): value for name, value in state.items()}
     pretrained = "mask_token" in state
@@ -139,7 +139,13 @@ def load(
                 left[name] = "of the pretraining decoder"
             elif name.startswith("norm.") and not task.first_token:
                 left[name] = "the pretrained final norm, replaced by a new one as published"
+    replaced: tuple[str, ...] = ("fc_norm.", "norm.", "norm_f.", "head.") if pretrained else ()
     if head == "new":
+        replaced += ("head.",)
+        if not pretrained and isinstance(task, FeatureTask) and not isinstance(task.backbone.encoder, Mamba):
+            theirs, own = ("fc_norm.", "norm.") if task.first_token else ("norm.", "fc_norm.")
+            other = {name: "the norm of tokens that were pooled otherwise" for name in state if name.startswith(theirs)}
+            left, replaced = left | other, replaced + ((own,) if other else ())
         left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
     taken = _separated({name: value for name, value in state.items() if name not in left}, task)
     if any(map(is_adapter, taken)) and not (isinstance(task, FeatureTask) and task.lora):
@@ -150,11 +156,10 @@ def load(
         fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation, unread)
         taken = fitted.state
     ours = {published_name(name, task): name for name in task.state_dict()}
-    new = (("fc_norm.", "norm.", "norm_f.", "head.") if pretrained else ()) + (("head.",) if head == "new" else ())
     fresh = {
         name: "belongs to this task"
         for theirs, name in ours.items()
-        if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(new)
+        if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(replaced)
     }
     if source is not None:  # the file's last blocks may have no name here
         ours |= {name: _of_first_block(name, ours) for name in taken.keys() - ours.keys()}

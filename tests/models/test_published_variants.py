@@ -106,6 +106,16 @@ def test_the_first_token_has_the_norm_that_pretraining_had(wide: Callable[..., B
     assert describe(save(task), **CLIPS) == ExpressionConfig(backbone=wide(), first_token=True)
 
 
+@pytest.mark.parametrize("first_token", [True, False])
+def test_a_file_that_pools_otherwise_gives_all_but_its_norm(
+    wide: Callable[..., BackboneConfig], first_token: bool
+) -> None:
+    there, here = (shaken(expression(wide(), first_token=first)) for first in (first_token, not first_token))
+    report = load(here, save(there), head="new")
+    assert report.fresh.keys() == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert torch.equal(here.backbone.embed.weight, there.backbone.embed.weight)
+
+
 def test_the_published_gaze_heads_are_known_by_their_names(wide: Callable[..., BackboneConfig]) -> None:
     for settings in ({"gaze_head": "l2cs", "bin_deg": 2, "bin_edges": True}, {"gaze_head": "binned", "bin_deg": 4}, {}):
         config = GazeConfig.model_validate({"backbone": wide(), **settings})
