@@ -8,6 +8,7 @@ the step between pixels; up to half the size a short filter before bilinear inte
 OpenCV's area filter does (on 256 to 160 pixels nearer) in 0.4 of the time. Below half the size it is the area filter.
 """
 
+import math
 from collections.abc import Callable
 
 import cv2
@@ -23,8 +24,10 @@ def resizing(height: int, width: int, size: int, smooth_from: float = 1.09) -> S
     if height == width == size:
         return lambda frame: frame
     down, across = height / size, width / size
-    if min(down, across) >= 1 and max(down, across) > 2:
-        return lambda frame: cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
+    if max(down, across) > 2:
+        shrink = _shrinking(smaller := (min(height, size), min(width, size)))
+        grow = resizing(*smaller, size)
+        return lambda frame: grow(shrink(frame))
     smooth = _smoothing(down, across, smooth_from)
     return lambda frame: cv2.resize(smooth(frame), (size, size), interpolation=cv2.INTER_LINEAR)
 
@@ -32,6 +35,11 @@ def resizing(height: int, width: int, size: int, smooth_from: float = 1.09) -> S
 def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, smooth_from: float = 1.09) -> Step:
     """Return the step from frames to squares that show at p the frame's point `matrix` p, and `fill` outside of it."""
     pixels = np.diag([width, height, 1.0]) @ matrix @ np.diag([1 / size, 1 / size, 1.0])
+    across, down = np.hypot(pixels[:2, 0], pixels[:2, 1])
+    if max(down, across) > 2:  # maps are of shares, so they hold for the smaller frame too
+        shrink = _shrinking(smaller := (math.ceil(height / max(down, 1)), math.ceil(width / max(across, 1))))
+        warp = warping(*smaller, matrix, size, fill, smooth_from)
+        return lambda frame: warp(shrink(frame))
     # Of the frame, what the square's corners enclose is enough, and a pixel around it.
     corners = (pixels @ [[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])[:2]
     left, top = np.maximum(np.floor(corners.min(axis=1)).astype(int) - 2, 0).tolist()
@@ -44,10 +52,14 @@ def warping(height: int, width: int, matrix: np.ndarray, size: int, fill: int, s
         for axis, (first, last) in enumerate(((left, right), (top, bottom)))
     )
     places = cv2.convertMaps(columns, rows, cv2.CV_16SC2)  # once a clip; a remap is then cheaper than a warpAffine
-    across, down = np.hypot(pixels[:2, 0], pixels[:2, 1])
     smooth = _smoothing(down, across, smooth_from)
     border = cv2.BORDER_CONSTANT, (fill, fill, fill)
     return lambda frame: cv2.remap(smooth(frame[top:bottom, left:right]), *places, cv2.INTER_LINEAR, None, *border)
+
+
+def _shrinking(smaller: tuple[int, int]) -> Step:
+    """Return the step to frames of a height and width, neither larger than before, each pixel the mean of its area."""
+    return lambda frame: cv2.resize(frame, smaller[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _places(row: np.ndarray, middles: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Resizing comes near the published filter, and a map shows what it says it shows."""
 
+import math
 from functools import reduce
 
 import cv2
@@ -62,6 +63,17 @@ def test_a_map_of_nothing_is_resizing() -> None:
     for size in (64, 96, 150):
         same = warp(clip, np.eye(3), size, fill=0)
         assert np.abs(same.astype(int) - resize(clip, size)).max() <= 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(720, 1280), (480, 360), (100, 640), (640, 120)])
+def test_large_frames_are_averaged_also_through_a_map_and_where_one_side_grows(height: int, width: int) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    noise = by_pillow(frame, 160).std()  # of what nothing averages it is 74
+    angle = math.radians(20)
+    turn = np.array([[math.cos(angle), -math.sin(angle), 0.2], [math.sin(angle), math.cos(angle), -0.1], [0, 0, 1]])
+    assert resize(frame, 160).std() < 1.6 * noise
+    assert warp(frame, np.eye(3), 160, fill=128).std() < 1.6 * noise
+    assert warp(frame, turn, 160, fill=128)[:, 60:100, 60:100].std() < 1.6 * noise
 
 
 def test_a_map_takes_its_points_from_where_it_says_and_fill_from_outside() -> None:
