@@ -46,7 +46,7 @@ def describe(
     """
     state = {re.sub(r"^(encoder|backbone)\.", "", unwrapped(name)): value for name, value in state.items()}
     if published_mamba.FILTER in state and published_mamba.is_mamba(state):
-        return published_mamba.describe(state, frames, size, tubelet)
+        return published_mamba.describe(state, frames, size, tubelet, per_frame)
     if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
     width, _, long, patch, _ = state["patch_embed.proj.weight"].shape

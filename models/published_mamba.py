@@ -105,7 +105,7 @@ def is_mamba(state: Mapping[str, Tensor]) -> bool:
 
 
 def describe(
-    state: Mapping[str, Tensor], frames: int, size: int, tubelet: int | None = None
+    state: Mapping[str, Tensor], frames: int, size: int, tubelet: int | None = None, per_frame: bool = False
 ) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
 
@@ -128,6 +128,6 @@ def describe(
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
         return MaeConfig(backbone=backbone, mask=MaskConfig(kind="tube"), decoder=DecoderConfig())
-    pooled = "region" if encoder.cls and "fc_norm.weight" not in state else "patch"
-    settings: dict[str, Any] = {"backbone": backbone, "pool": pooled}
+    pooled = "region" if encoder.cls and "fc_norm.weight" not in state and not per_frame else "patch"
+    settings: dict[str, Any] = {"backbone": backbone, "pool": pooled, "per_frame": per_frame}
     return task_of(state, settings)

@@ -97,7 +97,6 @@ def _strip(ax: Axes, course: Course, kind: str, classes: Sequence[str]) -> None:
     name = f"#{course.number}" + " (short)" * course.short
     time, step = course.time, _step(course.time)
     edges = np.append(time, time[-1] + step)
-    # A hole in a course, where nothing stands for a moment, is left white.
     if kind == "classes":
         assert course.probabilities is not None
         values = np.vstack([course.probabilities, course.probabilities[-1:]])

@@ -74,6 +74,8 @@ def test_a_file_says_what_it_is() -> None:
     config = describe(published(), frames=8, size=224)
     assert isinstance(config, ExpressionConfig) and config.num_classes == 40 and config.pool == "region"
     assert config.backbone == expression().backbone.config
+    frames = describe(published(), frames=8, size=224, per_frame=True)
+    assert isinstance(frames, ExpressionConfig) and frames.per_frame and frames.pool == "patch"
     images = describe(published(None, kernel=(16, 16)))
     assert images.backbone.tubes == TubesConfig(frames=16, size=160, tubelet=1)
     assert describe(published(None, kernel=(16, 16)), tubelet=2).backbone.tubes.tubelet == 2
