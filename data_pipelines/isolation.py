@@ -10,7 +10,7 @@ import atexit
 import os
 import pickle
 import resource
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -121,8 +121,10 @@ class _Child:
     def _answer(self, seconds: float) -> Any:
         stream = self._process.stdout
         assert stream is not None
-        if not select.select([stream], [], [], seconds)[0]:
-            raise _EndedError(f"did not answer for {seconds:.0f} s, and the process that read it was ended")
+        with selectors.DefaultSelector() as selector:  # plain select takes no file number above 1023
+            selector.register(stream, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                raise _EndedError(f"did not answer for {seconds:.0f} s, and the process that read it was ended")
         try:
             return pickle.loads(_received(stream))
         except EOFError as error:

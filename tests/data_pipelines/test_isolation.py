@@ -1,6 +1,7 @@
 """Whatever a file does to the process that reads it, the program that asked gets an answer, and the next file too."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -45,6 +46,20 @@ def test_a_file_that_takes_much_memory_is_refused() -> None:
     with pytest.raises(DecodeError, match=r"big\.mp4: takes more than 4 GiB of memory"):
         isolated("big.mp4", bytearray, isolation.MEMORY_BYTES + 1)
     assert isolated("a", len, "a") == 1
+
+
+def test_a_program_with_a_thousand_open_files_is_answered_too() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    close()
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        assert isolated("a", len, "abc") == 3
+    finally:
+        for number in held:
+            os.close(number)
+        close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_a_library_prints_is_no_answer() -> None:
