@@ -175,7 +175,7 @@ def _multi_scale_crop(
     height: int, width: int, rng: np.random.Generator, config: AugmentConfig, size: int
 ) -> tuple[slice, slice]:
     """Return rows and columns of one of a few sizes at one of 13 places: corners, edge middles, quarters, centre."""
-    sides = [int(min(height, width) * scale) for scale in config.crop_scales]
+    sides = [max(int(min(height, width) * scale), 1) for scale in config.crop_scales]
     sides = [size if abs(side - size) < 3 else side for side in sides]
     pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]

@@ -99,9 +99,10 @@ def _apart(one: float | None, other: float | None, ratio: float) -> bool:
 
 def _classes(there: Fingerprint, here: Fingerprint) -> Difference | None:
     one, other = (side.get("classes") or [] for side in (there, here))
-    if not one or not other or one == other:
+    folded, folded_other = ([name.lower() for name in names] for names in (one, other))
+    if not one or not other or folded == folded_other:
         return None
-    same = sorted(map(str.lower, one)) == sorted(map(str.lower, other))
+    same = sorted(folded) == sorted(folded_other)
     effect = (
         "a label's number means another class, so scores by number are wrong unless classes are matched by name"
         if same

@@ -2,6 +2,7 @@
 
 import math
 from functools import reduce
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -145,6 +146,16 @@ def test_pretraining_crops_lie_inside_frames_a_little_smaller_or_larger_than_the
         assert (cut[..., 2] == 9).all()
         for first, last in ((cut[0, 0, 1], cut[-1, 0, 1]), (cut[0, 0, 0], cut[0, -1, 0])):
             assert int(0.66 * short) - 3 <= int(last) - int(first) < max(short, size)
+
+
+@pytest.mark.parametrize("kind", ["none", "pretrain", "finetune"])
+@pytest.mark.parametrize("shape", [(1, 30), (30, 1), (1, 1)])
+def test_a_line_of_pixels_is_a_frame_too(kind: Literal["none", "pretrain", "finetune"], shape: tuple[int, int]) -> None:
+    for draw in range(20):
+        assert run(AugmentConfig(kind=kind), draw, np.zeros((1, *shape, 3), np.uint8), size=16)[0].shape[1:3] == (
+            16,
+            16,
+        )
 
 
 def test_the_voxceleb2_precrop_is_the_upper_middle() -> None:

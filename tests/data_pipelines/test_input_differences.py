@@ -104,6 +104,7 @@ def test_thinned_clips_are_one_reason_and_not_three() -> None:
 def test_small_differences_are_none() -> None:
     near = of(clips(height=230, width=228, fps=25.2, frames=70), faces=FACES | {"shares": [0.55] * 7})
     assert [one.what for one in differences(of(clips(frames=66)), near)] == []
+    assert differences(of(clips()), of(clips(classes=("Calm", "Glad", "Sad")))) == []
 
 
 def test_of_pretraining_classes_lengths_and_datasets_are_not_compared() -> None:
