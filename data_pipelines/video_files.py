@@ -234,18 +234,19 @@ class _Video:
             following = bisect_right(keys, wanted[len(frames)])  # the keyframe that comes next
             last = bisect_left(wanted, keys[following]) if following < len(keys) else len(wanted)
             near = wanted[len(frames) : last]
-            # Not the keyframe's time: where keyframes stand close, a later one is decoded before it is shown.
-            begin = self._coded[keys[following - 1]] if following else self._first
-            found = self._shown(begin, near, len(wanted))
-            if len(found) < len(near):  # a file may lead to another place than it says
-                found = self._shown(self._first, near, len(wanted))
+            # Its time may lead to a later keyframe where they stand close, its time of decoding to an earlier one.
+            key = keys[following - 1 : following]
+            for begin in (*key, *map(self._coded.__getitem__, key), self._first):
+                found = self._shown(begin, near, len(wanted))
+                if len(found) == len(near):
+                    break
             if missing := len(near) - len(found):
                 raise DecodeError(self._path, f"frames cannot be decoded: {missing} of {len(wanted)} do not come")
             frames += found
         return np.stack(frames)
 
     def _shown(self, begin: int, wanted: list[int], frames: int) -> list[np.ndarray]:
-        """Return those frames at the times `wanted` that come when decoding begins at the packet of a time."""
+        """Return those frames at the times `wanted` that come when decoding begins where a time leads."""
         self._container.seek(begin, stream=self._stream)
         at = set(wanted)
         found: list[np.ndarray] = []
