@@ -12,10 +12,12 @@ On a machine of two CPUs one worker takes one and a data task the other; `fit` r
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import BaseModel, Field
+from ray._private.state import actors  # the public list of actors needs a dashboard
 
 from mien.platform import checkpoint, cluster
 from mien.platform.progress import progress
@@ -36,6 +39,7 @@ RunConfig: Any = ray.train.RunConfig
 TorchTrainer: Any = ray.train.torch.TorchTrainer
 Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
+ENDING_SECONDS = 10  # that a controller which was killed is waited for
 POLL_SECONDS = 0.5
 COMMIT_SECONDS = 60.0
 
@@ -141,10 +145,15 @@ def fit(
     )
     failed = None
     said: str | None = None
+    future = _started(made)
     try:
-        said = _follow(_started(made), output, folder, trainer, total_steps, label).return_value
+        said = _follow(future, output, folder, trainer, total_steps, label).return_value
     except ray.train.TrainingFailedError as error:
         failed = error
+    except KeyboardInterrupt:
+        _end_controller()
+        wait([future], timeout=ENDING_SECONDS)
+        raise
     if (folder / FAILURE).is_file():
         said = json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"]
     if said is not None:
@@ -190,6 +199,19 @@ def _started(made: Any) -> "Future[Any]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _end_controller() -> None:
+    """Kill this job's controller, which runs on this node, so that the thread which waits for it comes out of Ray.
+
+    Whoever still waits inside Ray when it is shut down ends the whole process, at once and with exit code 1.
+    """
+    here = ray.get_runtime_context()
+    for actor in actors().values():
+        ours = actor["JobID"] == here.get_job_id() and actor["Address"]["NodeID"] == here.get_node_id()
+        if ours and actor["State"] == "ALIVE" and "TrainController" in actor["ActorClassName"]:
+            with suppress(ProcessLookupError):
+                os.kill(actor["Pid"], signal.SIGKILL)
 
 
 def _follow(
