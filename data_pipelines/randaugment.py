@@ -7,7 +7,8 @@ operation of that name up to rounding. At magnitude 7, posterize leaves 2 bits.
 Operations are drawn here and done in two parts: those on colours by `recolouring`, in the order drawn, with tables that
 follow one another as one; those that move the picture by one matrix, `motion`, which `augment` joins with the crop.
 Published, each is done for itself in the order drawn, with a bicubic step each: fill that one operation brought in is
-then coloured by the next, and a picture that is moved away and back has lost its edge.
+coloured by those that follow, and a picture that is moved away and back has lost its edge. Here fill is coloured by all
+operations of the clip or, where one of them looks at the whole picture, by none.
 """
 
 import math
