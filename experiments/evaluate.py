@@ -148,6 +148,11 @@ def tell_why(of: dict[str, Any]) -> None:
 def place_of(config: EvaluateConfig, folder: Path) -> Path:
     """Return the folder of what is found: one for the own test clips, and one for each other manifest."""
     if config.manifest is None:
+        if config.root is not None:
+            raise ConfigError(
+                f"root says where another manifest's clips are, but only root={config.root} was given: add "
+                "manifest=, or leave root out"
+            )
         return folder / "test"
     manifest = Manifest.read(config.manifest, config.root)
     name = re.sub(r"[^\w.+-]", "_", manifest.name)

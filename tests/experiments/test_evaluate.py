@@ -51,6 +51,12 @@ def test_the_test_clips_are_opened_once_and_again_only_if_asked(
     assert json.loads((folder / "test" / "scores.json").read_text()) == found
 
 
+def test_a_root_without_the_manifest_that_it_is_of_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="root=elsewhere was given: add manifest="):
+        evaluate.main([str(folder), "root=elsewhere"])
+    assert not (folder / "test").exists()
+
+
 def test_the_datasets_of_a_study_are_scored_apart(
     finetuned: Path, world: Path, recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
