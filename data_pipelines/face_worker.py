@@ -9,7 +9,6 @@ import json
 import os
 import resource
 import selectors
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pydantic import BaseModel, Field
 from mien.data_pipelines import faces
 from mien.data_pipelines.face_detector import DETECTORS, DetectorMissingError
 from mien.data_pipelines.faces import FacesConfig
+from mien.data_pipelines.isolation import last_words, reader
 
 BEAT_SECONDS = 1.0
 READY = b"+"
@@ -69,17 +69,8 @@ def crop_all(jobs: Sequence[Job], output: Path, config: FacesConfig, guard: Guar
 def _run(jobs: Sequence[Job], output: Path, config: FacesConfig, guard: GuardConfig) -> str:
     """Start a process for `jobs` and wait for its end; return why it ended."""
     task = {"jobs": jobs, "output": str(output), "config": config.model_dump(), "memory_gib": guard.memory_gib}
-    # The process must find this package as we do, also where Ray has put it into a folder of its own.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    environment |= {"OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "SILENT"}
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-        )
+        process = reader(PROGRAM, errors)
         with process:
             assert process.stdin is not None and process.stdout is not None
             try:
@@ -89,11 +80,9 @@ def _run(jobs: Sequence[Job], output: Path, config: FacesConfig, guard: GuardCon
             finally:
                 process.kill()  # nothing that we wait for is left in it
             code = process.wait()
-        errors.seek(0)
-        told = errors.read()[-2000:].decode(errors="replace").strip()
+        told = last_words(code, errors)
     if silent:
         return f"gave no new frame for guard.silent_seconds={guard.silent_seconds:g}"
-    told = told.splitlines()[-1] if told else f"exit code {code}"
     if code == EXIT_MISSING:
         raise DetectorMissingError(told)
     if code == EXIT_OUTPUT:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from mien.data_pipelines import shards
 from mien.data_pipelines.video_files import DecodeError, time_limit
@@ -51,9 +51,8 @@ def isolated(path: str | Path, function: Callable[..., _Result], *arguments: Any
         child = _idle.pop() if _idle else None
     child = child or _Child()
     try:
-        result = child.call(
-            (function, arguments), time_limit(shards.size(path)) * 2
-        )  # the decoder's own limit comes first
+        # The decoder's own limit comes first.
+        result = child.call((function, arguments), time_limit(shards.size(path)) * 2)
     except _EndedError as error:
         child.end()
         raise DecodeError(path, str(error)) from error
@@ -80,20 +79,28 @@ def close() -> None:
 atexit.register(close)
 
 
+def reader(program: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process that runs a line of Python to read files; it has pipes, and a file for its last words."""
+    # It must find this package as we do, also where Ray has put it into a folder of its own.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment |= {"OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "SILENT"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=errors, env=environment)
+
+
+def last_words(code: int, errors: IO[bytes]) -> str:
+    """Return the last line that a process left of itself, or else its exit code."""
+    errors.seek(0)
+    told = errors.read()[-2000:].decode(errors="replace").strip()
+    return told.splitlines()[-1] if told else f"exit code {code}"
+
+
 class _Child:
     """A process that calls functions."""
 
     def __init__(self) -> None:
-        # It must find this package as we do, also where Ray has put it into a folder of its own.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `end`)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment | {"OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "SILENT"},
-        )
+        self._process = reader(PROGRAM, self._errors)
         try:
             self._answer(START_SECONDS)
         except _EndedError as error:
@@ -131,10 +138,7 @@ class _Child:
             raise self._ended() from error
 
     def _ended(self) -> _EndedError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        told = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
-        return _EndedError(f"ended the process that read it: {told[-1] if told else f'exit code {code}'}")
+        return _EndedError(f"ended the process that read it: {last_words(self._process.wait(), self._errors)}")
 
 
 def child() -> None:
