@@ -15,10 +15,11 @@ from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
+from mien.models.loading import blocks_of
 from mien.models.mae import DecoderConfig, MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
-from mien.models.published import STAGES, blocks_of, unwrapped
+from mien.models.published import STAGES, unwrapped
 from mien.models.published_heads import task_of
 from mien.models.published_lora import adapters_of
 from mien.models.vit import VitConfig

@@ -1,5 +1,6 @@
 """Weights into a task: all of them or none, with a report of what was loaded, left and newly drawn."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -101,3 +102,8 @@ def load_backbone(
         if not name.startswith("backbone.") and name not in taken
     }
     return load_strictly(task, taken, left, fresh, source)
+
+
+def blocks_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
+    """Return how many blocks stand under a name."""
+    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))

@@ -23,7 +23,7 @@ from mien.models import published_lora, published_mamba
 from mien.models.backbone import BackboneConfig, FeatureTask, Task
 from mien.models.combined import Combined
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.loading import Report, load_strictly
+from mien.models.loading import Report, blocks_of, load_strictly
 from mien.models.lora import is_adapter
 from mien.models.mae import MaskedAutoencoder
 from mien.models.mamba import Mamba, MambaConfig
@@ -189,11 +189,6 @@ def published_name(name: str, task: Task) -> str:
 def unwrapped(name: str) -> str:
     """Return a name without what wrappers (parallel training, compilation) put before it."""
     return re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", name)
-
-
-def blocks_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
-    """Return how many blocks stand under a name."""
-    return 1 + max(int(match[1]) for name in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name)))
 
 
 def _of_first_block(name: str, ours: Mapping[str, str]) -> str:

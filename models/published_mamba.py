@@ -17,6 +17,7 @@ from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
+from mien.models.loading import blocks_of
 from mien.models.mae import DecoderConfig, MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
@@ -61,7 +62,7 @@ def fitted(
         value, unread = taken.pop(name), True
         if not torch.equal(taken.setdefault(final, value), value):
             raise ValueError(f"{final} and {name} are one norm as published, but the file's differ")
-    last = f"layers.{_depth(taken) - 1}.mixer.out_proj.weight"
+    last = f"layers.{blocks_of(taken, 'layers') - 1}.mixer.out_proj.weight"
     if unread and last in taken:
         taken[last] = torch.zeros_like(taken[last])
         changed[last] = "set to 0, since the project that trained these leaves its last mixer out"
@@ -95,10 +96,6 @@ def fitted(
     return Fitted(taken, source, changed, fresh)
 
 
-def _depth(state: Mapping[str, Tensor]) -> int:
-    return 1 + max(int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name)))
-
-
 def is_mamba(state: Mapping[str, Tensor]) -> bool:
     """Say whether these are the weights of a bidirectional state-space encoder, by their names without prefix."""
     return "layers.0.mixer.A_b_log" in state
@@ -117,7 +114,7 @@ def describe(
     width, long = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
     encoder = MambaConfig(
         width=width,
-        depth=_depth(state),
+        depth=blocks_of(state, "layers"),
         state=rates.shape[1],
         conv=state["layers.0.mixer.conv1d.weight"].shape[-1],
         expand=len(rates) // width,

@@ -18,7 +18,6 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def streamed(config: DataConfig, manifest: Manifest) -> dict[str, list[float]]:
 
 
 def rate(batches: Iterator[Any]) -> float:
-    """Return the batches a second after the first block's worth has come, all of them taken as they come."""
+    """Return the batches a second after the first one, all of them taken as they come."""
     next(batches)
     began = time.perf_counter()
     return sum(1 for _ in batches) / (time.perf_counter() - began)
@@ -165,7 +164,7 @@ def measure(config: DataConfig, output: Path) -> dict[str, Any]:
     if config.manifest is None:
         prepare_world(config.world, output / "data")
     source = Manifest.read(config.manifest or output / "data" / UNLABELLED)
-    source = source.take(list(islice(range(len(source)), config.clips)))
+    source = source.take(range(min(len(source), config.clips)))
     layouts = build_all(source, config.manifest is not None, config.jpeg_side, config.jpeg_quality, output / "layouts")
     spent = cpu_seconds(config, layouts)
     cold = cold_rates(config, layouts)
