@@ -14,7 +14,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,37 +227,73 @@ def cut(path: Path, key: str, end: int) -> None:
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a scheduler or a machine that shuts down asks a program to end."""
+
+
 @dataclass
 class Interrupt:
-    """Whether someone asked the program to stop: save, and raise KeyboardInterrupt."""
+    """What a training run was asked for between two steps: to save its state soon, or to stop after saving it."""
 
-    asked: bool = False
+    asked: bool = False  # to stop: save, and raise KeyboardInterrupt
+    save: bool = False  # to save and go on; cleared by whoever did
+    terminated: bool = False  # it was SIGTERM that asked
+
+    def error(self) -> KeyboardInterrupt:
+        """Return what is to be raised after stopping."""
+        return Terminated() if self.terminated else KeyboardInterrupt()
+
+
+@contextmanager
+def on_sigterm(handle: Callable[[], None]) -> Iterator[None]:
+    """Call `handle` when SIGTERM comes; elsewhere than in the main thread, which alone can, nothing changes.
+
+    Ray replaces a handler that was set before it was started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: handle())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_now() -> None:
+    """Raise Terminated."""
+    raise Terminated
 
 
 @contextmanager
 def interruptible(
     run: Run, command: str | None = None, *, between_steps: bool = False, kept: str | None = None
 ) -> Iterator[Interrupt]:
-    """Make Ctrl-C end the program with exit code 130, saying where its state is and how to go on.
+    """Make Ctrl-C and SIGTERM end the program (exit codes 130 and 143), saying where its state is and how to go on.
 
-    With `between_steps` the first Ctrl-C only sets `asked`, for a loop that looks at it after each step; a second one
+    With `between_steps` the first one only sets `asked`, for a loop that looks at it after each step; a second one
     stops at once. `kept` says what is kept of a program that is more than one training run.
     """
     interrupt = Interrupt()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        interrupt.asked = True
+        interrupt.asked, interrupt.terminated = True, number == signal.SIGTERM
         signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, lambda number, frame: end_now())
         print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, ask) if between_steps else signal.getsignal(signal.SIGINT)
-    try:
-        yield interrupt
-    except KeyboardInterrupt:
-        if kept is None:
-            newest = checkpoint.newest(run.checkpoints)
-            kept = f"state kept at {newest}" if newest else "no checkpoint yet, so the next run begins anew"
-        print(f"\n{kept}; resume with: {command or this_command()}", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+    before = signal.getsignal(signal.SIGINT)
+    with on_sigterm(end_now):
+        if between_steps:
+            signal.signal(signal.SIGINT, ask)
+            signal.signal(signal.SIGTERM, ask)
+        try:
+            yield interrupt
+        except KeyboardInterrupt as error:
+            if kept is None:
+                newest = checkpoint.newest(run.checkpoints)
+                kept = f"state kept at {newest}" if newest else "no checkpoint yet, so the next run begins anew"
+            print(f"\n{kept}; resume with: {command or this_command()}", file=sys.stderr, flush=True)
+            raise SystemExit(143 if isinstance(error, Terminated) else 130) from None
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -187,3 +187,20 @@ def test_other_errors_pass_and_the_handler_is_put_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), interruptible(Run(tmp_path), between_steps=True):
         raise ValueError("mine")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_ends_a_program_as_ctrl_c_does_with_a_code_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, interruptible(Run(tmp_path), COMMAND):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    assert caught.value.code == 143 and capsys.readouterr().err.endswith(f"; resume with: {COMMAND}\n")
+    with pytest.raises(SystemExit) as caught, interruptible(Run(tmp_path), between_steps=True) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        assert interrupt.asked
+        raise interrupt.error()
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
