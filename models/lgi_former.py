@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from mien.models.attention import INIT_STD, Attention, DropPath, Mlp, Norm, drop_path_rates
+from mien.models.blocks import Blocks
 from mien.models.patches import gather
 
 
@@ -130,7 +131,7 @@ class LgiFormer(nn.Module):
         self.region_tokens = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(self.num_regions, config.width), std=INIT_STD)
         )
-        self.blocks = nn.ModuleList(LgiBlock(config, rate) for rate in drop_path_rates(config.drop_path, config.depth))
+        self.blocks = Blocks(LgiBlock(config, rate) for rate in drop_path_rates(config.drop_path, config.depth))
         regions = torch.arange(self.num_regions)[None, :, None, None].expand(-1, -1, math.prod(config.region), -1)
         self.register_buffer("region_of", self._ungroup(regions).flatten(), persistent=False)
 
@@ -145,9 +146,7 @@ class LgiFormer(nn.Module):
         else:
             order = self.region_order(keep)
             tokens = gather(x, order).unflatten(1, (self.num_regions, -1))
-        messengers = self.region_tokens.to(x.dtype).expand(len(x), -1, -1)
-        for block in self.blocks:
-            messengers, tokens = block(messengers, tokens)
+        messengers, tokens = self.blocks(self.region_tokens.to(x.dtype).expand(len(x), -1, -1), tokens)
         if keep is None:
             return self._ungroup(tokens), messengers
         return gather(tokens.flatten(1, 2), order.argsort(dim=1)), messengers

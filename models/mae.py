@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mien.models.attention import INIT_STD, Block, Norm, drop_path_rates, initialise
 from mien.models.backbone import BackboneConfig, Task, evaluating, final_norm
+from mien.models.blocks import Blocks
 from mien.models.lgi_former import LgiFormer
 from mien.models.masking import MaskConfig, complement, draw_keep, window_of
 from mien.models.patches import (
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, tube_pixels: int) -> None:
         super().__init__()
         rates = drop_path_rates(config.drop_path, config.depth)
-        self.blocks = nn.Sequential(*(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates))
+        self.blocks = Blocks(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
         self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, tube_pixels)
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mien.models.attention import INIT_STD, DropPath, drop_path_rates
+from mien.models.blocks import Blocks
 from mien.models.chunked_scan import state_dtype
 from mien.models.patches import gather
 from mien.models.selective_scan import selective_scan
@@ -173,9 +174,7 @@ class Mamba(nn.Module):
             rows = torch.empty(1, self.patches + config.cls, config.width)  # the class token's own is the first
             self.pos_embed = nn.Parameter(nn.init.trunc_normal_(rows, std=INIT_STD))
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, grid[0], config.width))
-        self.blocks = nn.ModuleList(
-            MambaBlock(config, rate) for rate in drop_path_rates(config.drop_path, config.depth)
-        )
+        self.blocks = Blocks(MambaBlock(config, rate) for rate in drop_path_rates(config.drop_path, config.depth))
 
     def encode(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Encode tokens (b, n, d) standing at `keep` (b, n), or at all positions in raster order.
@@ -193,9 +192,7 @@ class Mamba(nn.Module):
         if self.config.cls:
             first = self.cls_token + self.pos_embed[:, :1] if learned else self.cls_token
             x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        first, x = x.tensor_split([int(self.config.cls)], dim=1)
+        first, x = self.blocks(x).tensor_split([int(self.config.cls)], dim=1)
         return x if order is None else gather(x, order.argsort(dim=1)), first if self.config.cls else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

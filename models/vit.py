@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from mien.models.attention import Block, drop_path_rates
+from mien.models.blocks import Blocks
 
 
 class VitConfig(BaseModel, frozen=True, extra="forbid"):
@@ -34,11 +35,9 @@ class Vit(nn.Module):
     def __init__(self, config: VitConfig, grid: tuple[int, int, int]) -> None:
         super().__init__()
         config.check_grid(grid)
-        self.blocks = nn.Sequential(
-            *(
-                Block(config.width, config.heads, config.mlp_ratio, rate)
-                for rate in drop_path_rates(config.drop_path, config.depth)
-            )
+        self.blocks = Blocks(
+            Block(config.width, config.heads, config.mlp_ratio, rate)
+            for rate in drop_path_rates(config.drop_path, config.depth)
         )
 
     def encode(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, None]:

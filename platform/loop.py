@@ -36,6 +36,11 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     steps: int | None = Field(None, description="optimiser steps, in place of epochs", gt=0)
     batch_size: int = Field(96, description="clips of one optimiser step, over all workers", gt=0)
     accumulate: int = Field(1, description="pieces a worker's share of the batch is computed in, to save memory", gt=0)
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only what goes into each block, and run it again in the backward pass: the same gradients, "
+        "for more time and far less memory (experiments/benchmarks/step_memory.py prints the price)",
+    )
     precision: Precision = Field("bf16", description="autocast type; fp16 adds a gradient scaler")
     clip_grad: float | None = Field(None, description="largest norm of the gradient; null: not clipped", gt=0)
     clip_grad_share: float | None = Field(
@@ -47,6 +52,14 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     ema_decay: float | None = Field(None, description="decay of the weights' moving average; null: none", gt=0, lt=1)
     log_every: int = Field(10, description="steps from one logged record to the next", gt=0)
     checkpoint_every: int = Field(500, description="steps from one checkpoint to the next", gt=0)
+    save_in_background: bool = Field(
+        True,
+        description="checkpoints are written while training goes on, from a copy of weights, averages and optimiser "
+        "state in the machine's memory; false: training waits (experiments/benchmarks/checkpoints.py prints how long)",
+    )
+    record_clips: bool = Field(
+        False, description="write the manifest lines that every step learned from to clips/, 7 bytes a clip"
+    )
     seed: int = Field(0, description="seed of initial weights, clips, masks and dropout", ge=0)
 
     def steps_per_epoch(self, num_clips: int) -> int:
@@ -75,11 +88,24 @@ class LoopState:
 
 def start(task: nn.Module, config: LoopConfig, optim: OptimConfig) -> LoopState:
     """Return the state of a run before its first step; give the task itself, on its device, not wrapped."""
+    recompute_blocks(task, config.activation_checkpointing)
     ema = None
     if config.ema_decay is not None:
         ema = {name: value.clone() for name, value in weights_of(task).items()}
     scaler = torch.amp.GradScaler(device_of(task).type, enabled=config.precision == "fp16")
     return LoopState(build(task, optim), scaler, ema)
+
+
+def recompute_blocks(task: nn.Module, recompute: bool) -> None:
+    """Set the `recompute` of all parts that have one. Raises ValueError where it is asked of a task without any."""
+    parts = [part for part in task.modules() if hasattr(part, "recompute")]
+    if recompute and not parts:
+        raise ValueError(
+            f"loop.activation_checkpointing runs blocks again, but {type(task).__name__} has no part with `recompute` "
+            "(models/blocks.py); turn it off"
+        )
+    for part in parts:
+        part.recompute = recompute  # type: ignore[assignment]
 
 
 def train(
