@@ -155,8 +155,10 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
     """The backbone and how its tokens become one feature vector."""
 
     backbone: BackboneConfig = Field(BackboneConfig(), description="the encoder of the clip")
-    pool: Literal["region", "patch", "all"] = Field(
-        "region", description="tokens averaged: the regions' messengers (mamba: the class token), the patches, or both"
+    pool: Literal["region", "patch", "all"] | None = Field(
+        None,
+        description="tokens averaged: the regions' messengers (mamba: the class token), the patches, or all that the "
+        "encoder has; null: those of regions where it has any and clips are told as a whole, else the patches",
     )
     first_token: bool = Field(
         False,
@@ -171,12 +173,12 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _tokens_exist(self) -> "FeaturesConfig":
-        if self.pool != "patch" and not self.backbone.has_messengers:
+        if self.pool == "region" and not self.backbone.has_messengers:
             raise ValueError(
                 f"pool {self.pool!r} needs an encoder with regions or a class token, but "
-                f"{self.backbone.encoder.name!r} has none; set pool to 'patch'"
+                f"{self.backbone.encoder.name!r} has none; leave pool out"
             )
-        if self.per_frame and self.pool != "patch":
+        if self.per_frame and self.pooled != "patch":
             raise ValueError(f"per_frame needs pool 'patch', but got {self.pool!r}: regions and messengers span frames")
         if self.per_frame and self.first_token:
             raise ValueError("per_frame averages over space, so there is no first token; turn per_frame or it off")
@@ -184,13 +186,20 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("published_frames is about per_frame and an encoder with regions; turn it off")
         return self
 
+    @property
+    def pooled(self) -> Literal["region", "patch", "all"]:
+        """The tokens that are averaged, where `pool` leaves it to the encoder too."""
+        if self.pool == "all" and not self.backbone.has_messengers:
+            return "patch"
+        return self.pool or ("region" if self.backbone.region and not self.per_frame else "patch")
+
 
 class FeatureTask(Task):
     """A task on the pooled, normalised tokens of whole clips."""
 
     def __init__(self, config: FeaturesConfig) -> None:
         super().__init__(config.backbone)
-        self.pool = config.pool
+        self.pool = config.pooled
         self.first_token = config.first_token
         self.per_frame = config.per_frame
         self.published_frames = config.published_frames

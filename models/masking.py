@@ -21,7 +21,7 @@ class MaskConfig(BaseModel, frozen=True, extra="forbid"):
     )
     ratio: float = Field(0.9, description="share of patches hidden, rounded down per window", gt=0, lt=1)
     window: tuple[int, int] | None = Field(
-        None, description="patches of a window along height and width; null: the encoder's region"
+        None, description="patches of a window along height and width; null: the encoder's region, or the whole frame"
     )
     symmetry: Literal["none", "global", "local"] = Field(
         "none", description="visible patches in one half of the face only: the same for all windows, or drawn for each"
@@ -54,12 +54,8 @@ def window_of(config: MaskConfig, grid: tuple[int, int, int], region: tuple[int,
         wh, ww = h, w
     elif config.window is not None:
         wh, ww = config.window
-    elif region is not None:
-        wh, ww = region[1:]
     else:
-        raise ValueError(
-            "a window mask needs a window, and this encoder has no regions to take it from; set mask.window"
-        )
+        wh, ww = (h, w) if region is None else region[1:]
     if region is not None and (wh, ww) != tuple(region[1:]):
         raise ValueError(
             f"an encoder of regions needs as many visible tubes in each, so the mask's window must be its region's "

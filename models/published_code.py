@@ -40,7 +40,7 @@ def flags_there(config: AnyConfig) -> str | None:
         usual_decoder = DecoderConfig(depth=config.decoder.depth, drop_path=config.decoder.drop_path)
         return f"{found} --decoder_depth {config.decoder.depth}" if config.decoder == usual_decoder else None
     if config.backbone.region is not None:
-        found += f" --lg_classify_token_type {next(theirs for theirs, ours in POOLS.items() if ours == config.pool)}"
+        found += f" --lg_classify_token_type {next(theirs for theirs, ours in POOLS.items() if ours == config.pooled)}"
     if isinstance(config, ExpressionConfig):
         found += f" --nb_classes {config.num_classes}"
     return found + (" --use_cls" if config.first_token else "")

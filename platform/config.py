@@ -210,13 +210,14 @@ def _defaults(config_class: type[BaseModel]) -> dict[str, Any]:
 def _overlay(
     config_class: type[BaseModel], base: dict[str, Any], given: Mapping[str, Any], path: str
 ) -> dict[str, Any]:
-    """Return `base` with `given` on top, section by section; naming another variant drops the old one's settings."""
+    """Return `base` with `given` on top by section; another variant (or its name alone) drops the old one's."""
     result = dict(base)
     for key, value in given.items():
         field = config_class.model_fields.get(key)
         if field is None:
             raise ConfigError(_unknown(config_class, f"{path}{key}", key))
         models = _models(field.annotation)
+        value = {"name": value} if len(models) > 1 and isinstance(value, str) else value  # a variant by its name
         if models and isinstance(value, Mapping):
             old = base.get(key) or {}
             if len(models) == 1:
@@ -228,8 +229,7 @@ def _overlay(
                 raise ConfigError(
                     f"{path}{key}.name must be one of {', '.join(tags)}; got {tag!r}{_nearest(tag, tags)}"
                 )
-            if old.get("name") != tag:
-                old = _defaults(tags[tag])
+            old = old if old.get("name") == tag else _defaults(tags[tag])
             result[key] = _overlay(tags[tag], old, value, f"{path}{key}.")
         else:
             result[key] = value

@@ -122,6 +122,15 @@ def test_features_are_the_normed_mean_of_the_tokens_asked_for(
     torch.testing.assert_close(task.features(batch), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "pooled"), [("lgi_former", "region"), ("vit", "patch"), ("mamba", "patch")])
+def test_the_pool_follows_the_encoder_where_it_is_not_said(
+    name: str, pooled: str, make: Callable[..., Expression]
+) -> None:
+    assert make(name=name).pool == pooled
+    assert make(name=name, per_frame=True).pool == "patch"
+    assert make(name=name, pool="all").pool == ("patch" if name == "vit" else "all")
+
+
 def test_frame_features_are_of_their_own_frames(make: Callable[..., Expression], batch: dict[str, Tensor]) -> None:
     """Patches come back in raster order: averaging over space, then stretching from token frames to frames."""
     task = make(pool="patch", per_frame=True).eval()
@@ -156,7 +165,6 @@ def test_the_head_starts_near_nothing(make: Callable[..., Expression]) -> None:
     ("settings", "message"),
     [
         ({"name": "vit", "pool": "region"}, "needs an encoder with regions or a class token, but 'vit' has none"),
-        ({"name": "vit", "pool": "all"}, "needs an encoder with regions"),
         ({"pool": "region", "per_frame": True}, "per_frame needs pool 'patch'"),
         ({"num_classes": 1}, "num_classes"),
         ({"smoothing": 1.0}, "smoothing"),

@@ -116,7 +116,6 @@ def test_complement_is_the_rest_in_raster_order() -> None:
     [
         ({"kind": "tube"}, REGION, r"window must be its region's.*\(5, 10\).*\(10, 10\)"),
         ({"window": (2, 10)}, REGION, r"window must be its region's.*\(5, 10\).*\(2, 10\)"),
-        ({}, None, "set mask.window"),
         ({"window": (3, 10)}, None, r"must divide the frame of \(10, 10\)"),
         ({"window": (0, 10)}, None, r"must divide the frame of \(10, 10\)"),
         ({"window": (5, 5), "symmetry": "local"}, None, "as wide as the frame"),
@@ -137,6 +136,10 @@ def test_masks_that_cannot_be_are_refused(
 def test_settings_that_contradict_one_another_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"symmetry needs|has no window"):
         MaskConfig.model_validate(settings)
+
+
+def test_without_regions_the_window_is_the_frame() -> None:
+    assert window_of(MaskConfig(), GRID, None) == (10, 10)
 
 
 def test_a_tube_mask_serves_regions_as_large_as_the_frame() -> None:

@@ -199,7 +199,7 @@ def test_gaze_and_combined_models_have_the_published_heads(wide: Callable[..., B
     load(again, save(combined))
     assert equal(again, combined)
     assert describe(save(combined), frames=8, size=32, region=(2, 2, 4)) == CombinedConfig(
-        backbone=wide(), num_classes=5
+        backbone=wide(), pool="region", num_classes=5
     )
 
 

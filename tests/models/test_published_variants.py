@@ -103,7 +103,7 @@ def test_the_first_token_has_the_norm_that_pretraining_had(wide: Callable[..., B
     report = load(task, save(pretrained))
     assert torch.equal(task.fc_norm.weight, pretrained.norm.weight)
     assert set(report.fresh) == {"head.weight", "head.bias"} and not any(n.startswith("norm") for n in report.left)
-    assert describe(save(task), **CLIPS) == ExpressionConfig(backbone=wide(), first_token=True)
+    assert describe(save(task), **CLIPS) == ExpressionConfig(backbone=wide(), pool="region", first_token=True)
 
 
 @pytest.mark.parametrize("first_token", [True, False])
@@ -118,7 +118,7 @@ def test_a_file_that_pools_otherwise_gives_all_but_its_norm(
 
 def test_the_published_gaze_heads_are_known_by_their_names(wide: Callable[..., BackboneConfig]) -> None:
     for settings in ({"gaze_head": "l2cs", "bin_deg": 2, "bin_edges": True}, {"gaze_head": "binned", "bin_deg": 4}, {}):
-        config = GazeConfig.model_validate({"backbone": wide(), **settings})
+        config = GazeConfig.model_validate({"backbone": wide(), "pool": "region", **settings})
         task, again = Gaze(config), Gaze(config)
         state = save(task)
         if settings.get("gaze_head") == "l2cs":
@@ -131,7 +131,8 @@ def test_the_published_gaze_heads_are_known_by_their_names(wide: Callable[..., B
         assert describe(state, **CLIPS) == config
         load(again, state)
         assert all(torch.equal(value, task.state_dict()[name]) for name, value in again.state_dict().items())
-    both = CombinedConfig.model_validate({"backbone": wide(), "gaze_head": "l2cs", "bin_deg": 2, "bin_edges": True})
+    heads = {"gaze_head": "l2cs", "bin_deg": 2, "bin_edges": True}
+    both = CombinedConfig.model_validate({"backbone": wide(), "pool": "region", **heads})
     assert describe(save(Combined(both)), **CLIPS) == both
     with pytest.raises(ValueError, match=r"neither a decoder nor a head that we know.*heads: none"):
         describe(

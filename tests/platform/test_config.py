@@ -56,6 +56,16 @@ def test_command_line_beats_recipe_beats_default(tmp_path: Path) -> None:
     assert config.loop == Loop(steps=50)
 
 
+def test_a_variants_name_alone_stands_for_it_and_keeps_what_was_set_of_it(tmp_path: Path) -> None:
+    recipe = write(tmp_path, {"optim": "sgd"})
+    assert settings.load(Program, recipe, {}).optim == Sgd()
+    assert settings.load(Program, recipe, {"optim.momentum": 0.5, "optim.name": "sgd"}).optim == Sgd(momentum=0.5)
+    config = settings.load(Program, write(tmp_path, {"optim": {"name": "adam", "lr": 0.25}}), {"optim": "adam"})
+    assert config.optim == Adam(lr=0.25)
+    with pytest.raises(ConfigError, match=r"optim\.name must be one of adam, sgd; got 'adm' \(did you mean adam\?\)"):
+        settings.load(Program, write(tmp_path, {"optim": "adm"}), {})
+
+
 @pytest.mark.parametrize("words", [["loop.steps=7"], ["--loop.steps", "7"], ["--loop.steps=7"]])
 def test_every_spelling_of_an_override_is_the_same(words: list[str]) -> None:
     words = [*words, "loop.warmup_steps=1", "--output", "here"]
