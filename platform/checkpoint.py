@@ -16,6 +16,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +36,68 @@ class CheckpointError(ValueError):
     """A checkpoint that is not whole, not plain data or not of this model."""
 
 
-def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write `folder/step_<step>`, remove all others but the last `keep`, and return its path.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds: plain tensors and numbers."""
 
-    `about` is plain data, kept as config.json. Raises StorageError, and leaves no part of a checkpoint, if it cannot be
-    written.
-    """
-    weights = weights_of(unwrapped(task))
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    loop: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        moments = [value for entry in self.loop["optimiser"]["state"].values() for value in entry.values()]
+        return sum(tensor.nbytes for tensor in (*self.weights.values(), *(self.ema or {}).values(), *moments))
+
+
+def snapshot(task: nn.Module, state: LoopState, *, copy: bool) -> Snapshot:
+    """Return the state of a run; as a copy in the machine's memory it stays what it is while training goes on."""
     loop = {
         "step": state.step,
         "skipped": state.skipped,
         "scaler": state.scaler.state_dict(),
         "optimiser": state.optimiser.state_dict(),
     }
+    found = Snapshot(weights_of(unwrapped(task)), state.ema, loop)
+    return Snapshot(*(copied(part) for part in (found.weights, found.ema, found.loop))) if copy else found
+
+
+def copied(value: Any) -> Any:
+    """Return plain data with a copy of each tensor in the machine's memory."""
+    match value:
+        case Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copied(part) for key, part in value.items()}
+        case list() | tuple():
+            return type(value)(copied(part) for part in value)
+    return value
+
+
+def save(folder: Path, step: int, task: nn.Module, state: LoopState, about: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write `folder/step_<step>`, remove all others but the last `keep`, and return its path.
+
+    `about` is plain data, kept as config.json. Raises StorageError, and leaves no part of a checkpoint, if it cannot be
+    written.
+    """
+    return write(folder, step, snapshot(task, state, copy=False), about, keep)
+
+
+def write(folder: Path, step: int, taken: Snapshot, about: Mapping[str, Any], keep: int = 2) -> Path:
+    """Do what `save` does with a state that was taken before."""
     final, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.new"
-    moments = [value for entry in state.optimiser.state.values() for value in entry.values()]
-    needed = sum(tensor.nbytes for tensor in (*weights.values(), *(state.ema or {}).values(), *moments))
+    needed = taken.nbytes
     try:
         with storing(folder, needed):
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step_*.new"):
                 shutil.rmtree(leftover)
             temporary.mkdir()
-            write_tensors(temporary / "weights.safetensors", weights)
-            if state.ema is not None:
-                write_tensors(temporary / "ema.safetensors", state.ema)
-            torch.save(loop, temporary / "loop.pt")
+            write_tensors(temporary / "weights.safetensors", taken.weights)
+            if taken.ema is not None:
+                write_tensors(temporary / "ema.safetensors", taken.ema)
+            torch.save(taken.loop, temporary / "loop.pt")
             seal(temporary, about)
             if final.exists():
                 shutil.rmtree(final)

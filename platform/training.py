@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mien.platform import checkpoint
-from mien.platform.loop import Batch, LoopConfig, LoopState, start, train
+from mien.platform.loop import Batch, LoopConfig, LoopState, device_of, start, train
 from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
 from mien.platform.run import Interrupt, Run
+from mien.platform.saving import Saver
+from mien.platform.used import Used
 
 
 def device_here() -> torch.device:
@@ -53,17 +55,20 @@ def run_training(
     """Train `task`, on its device and not wrapped, to its last step; return the state, its weights in place.
 
     `batches(step)` gives this worker's share of every global batch from a step on. Rank 0 writes: records, checkpoints
-    (with `about`, plain data that says what the model is) and progress. `commit` is called by every rank after each
-    checkpoint, with its path; `watch` with 0 before the first step, and after each before its checkpoint, so that what
-    it logs of a step that was not saved comes again. Raises KeyboardInterrupt, with the state kept, after `interrupt`
-    was asked.
+    (with `about`, plain data that says what the model is) and progress. `commit` is called by every rank for each
+    checkpoint that is on the disk, with its path: of one that is written in the background, when the next is due.
+    `watch` is called with 0 before the first step, and after each before its checkpoint, so that what it logs of a step
+    that was not saved comes again. What `interrupt` asks of one rank, all do after the same step. Raises what it says,
+    with the state kept, after it asked to stop.
     """
     state = start(task, config, optim)
     newest = checkpoint.newest(run.checkpoints)
     if newest is not None:
         checkpoint.restore(newest, task, state)
+    used = Used(run.output, rank) if config.record_clips else None
     if rank == 0:
         run.truncate_after(state.step or -1, state.step * config.batch_size)  # what was watched at 0 comes again too
+        Used.truncate_after(run.output, state.step)
         if state.step:
             print(f"going on from {newest}", flush=True)
     if watch is not None and state.step == 0:
@@ -71,21 +76,50 @@ def run_training(
     total = config.total_steps(num_clips)
     wrapped = DistributedDataParallel(task) if world > 1 else task
     stream = batches(state.step) if state.step < total else ()
-    with progress(label, total, "steps", done=state.step, quiet=rank > 0) as bar:
-        for record in train(wrapped, state, stream, config, optim, num_clips=num_clips, rank=rank):
+    written: Path | None = None  # a checkpoint that is perhaps still being written, and not yet committed
+    with (
+        progress(label, total, "steps", done=state.step, quiet=rank > 0) as bar,
+        Saver(run.checkpoints, about, background=config.save_in_background) as saver,
+    ):
+        clips = used.noted(stream) if used else stream
+        for record in train(wrapped, state, clips, config, optim, num_clips=num_clips, rank=rank):
             step, last = state.step, state.step == total
-            stopping = interrupt is not None and interrupt.asked
+            asked = agreed(interrupt, task, world)
+            if used:
+                used.write(step)
             if rank == 0:
+                saver.check()
                 bar.advance(loss=record["loss"], lr=record["lr"])
                 if step == 1 or step % config.log_every == 0 or last:
                     run.log(record)
             if watch is not None:
                 watch(step)
-            if step % config.checkpoint_every == 0 or last or stopping:
+            if step % config.checkpoint_every == 0 or last or asked.asked or asked.save:
                 if rank == 0:
-                    checkpoint.save(run.checkpoints, step, task, state, about)
-                if commit is not None:
-                    commit(run.checkpoints / f"step_{step:08d}")
-            if stopping and not last:
-                raise KeyboardInterrupt
+                    saver.save(task, state)  # waits until `written` is
+                if commit is not None and written is not None:
+                    commit(written)
+                written = run.checkpoints / f"step_{step:08d}"
+                if last or asked.asked or asked.save or not config.save_in_background:
+                    if rank == 0:
+                        saver.wait()
+                    if commit is not None:
+                        commit(written)
+                    written = None
+            if interrupt is not None:
+                interrupt.save = interrupt.save and not asked.save
+            if asked.asked and not last:
+                raise asked.error()
     return state
+
+
+def agreed(interrupt: Interrupt | None, task: nn.Module, world: int) -> Interrupt:
+    """Return what any of the workers was asked for; all call this after each step, if any does."""
+    if interrupt is None:
+        return Interrupt()
+    here = Interrupt(interrupt.asked, interrupt.save, interrupt.terminated)
+    if world == 1:
+        return here
+    wishes = torch.tensor([here.asked, here.save, here.terminated], dtype=torch.int32, device=device_of(task))
+    distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
+    return Interrupt(*(bool(wish) for wish in wishes.tolist()))

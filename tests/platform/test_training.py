@@ -109,6 +109,17 @@ def test_an_interrupt_keeps_the_state_of_its_step(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_notice_brings_the_state_to_the_disk_at_once_and_training_goes_on(tmp_path: Path) -> None:
+    interrupt = Interrupt(save=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(tmp_path, stop_at=2, interrupt=interrupt)
+    assert not interrupt.save  # it was done once
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step_00000001"
+    resumed, whole = trained(tmp_path), trained(tmp_path.with_name("whole"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_a_corrupt_checkpoint_is_said_and_the_one_before_is_used(tmp_path: Path) -> None:
     whole = trained(tmp_path)
     weights = tmp_path / "checkpoints" / "step_00000010" / "weights.safetensors"
