@@ -56,6 +56,17 @@ def clips_per_block(batch_size: int, clip_bytes: int, config: StreamConfig) -> i
     return max(size for size in range(1, most + 1) if batch_size % size == 0)
 
 
+def blocks_ahead(config: StreamConfig, workers: int) -> int:
+    """Return how many blocks of one of `workers` training workers may be ready or in work at a time."""
+    return config.ahead_blocks or 4 + int(2 * ray.cluster_resources().get("CPU", 0) / workers)
+
+
+def bytes_on_their_way(config: StreamConfig, workers: int, batch_size: int, clip_bytes: int) -> int:
+    """Return the bytes of all workers' blocks at a time, `batch_size` clips a worker; two segments may overlap."""
+    block_bytes = clips_per_block(batch_size, clip_bytes, config) * clip_bytes
+    return 2 * workers * blocks_ahead(config, workers) * block_bytes
+
+
 def as_block(columns: Mapping[str, np.ndarray]) -> Block:
     """Return columns of one length as a block, arrays of more than one dimension included."""
     return BlockAccessor.batch_to_block(dict(columns))
@@ -138,7 +149,7 @@ class Execution:
     @property
     def ahead(self) -> int:
         """Return how many blocks may be ready or in work at a time."""
-        return self.config.ahead_blocks or 4 + int(2 * ray.cluster_resources().get("CPU", 0) / self.workers)
+        return blocks_ahead(self.config, self.workers)
 
     def _segment(self, start: int, stop: int, batch_size: int, batches_per_block: float) -> "Segment":
         tasks = [self.task(number) for number in range(start, min(stop, self.tasks))]

@@ -56,14 +56,16 @@ class Share:
 
     @staticmethod
     def of(rank: int, world_size: int, seed: int, batch_size: int) -> "Share":
-        """Return the part of worker `rank` of `world_size`; raises ValueError unless all parts are equal."""
-        if batch_size % world_size:
+        """Return the part of worker `rank` of `world_size`, one clip more or less than the others'.
+
+        Raises ValueError where there are fewer clips than workers.
+        """
+        if batch_size < world_size:
             raise ValueError(
-                f"the global batch must be a multiple of the number of workers, but loop.batch_size={batch_size} and "
-                f"there are {world_size}: set it to {math.ceil(batch_size / world_size) * world_size}"
+                f"each worker takes part of every batch, but loop.batch_size={batch_size} and there are {world_size}: "
+                f"set it to {world_size} or more"
             )
-        size = batch_size // world_size
-        return Share(seed, batch_size, rank * size, (rank + 1) * size)
+        return Share(seed, batch_size, rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def places(self, first: int, last: int, rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """Yield (position, row, draw) of this worker's clips number first..last-1, counted from step 0."""
@@ -94,7 +96,7 @@ def stream(
     """
     share = Share.of(rank, world_size, seed, batch_size)
     table = ray.put((uuid.uuid4().hex, manifest, np.asarray(rows, dtype=np.int64)))
-    clips = clips_per_block(len(share), _clip_bytes(read), config)
+    clips = clips_per_block(len(share), read.clip_bytes, config)
     first, last = start_step * len(share), (start_step + steps) * len(share)
 
     def task(number: int) -> Task:
@@ -103,7 +105,7 @@ def stream(
         return Task(partial(_read_clips, begin, end, table, share, read), end - begin)
 
     count = DropCount(config, "stream")
-    execution = Execution(task, math.ceil((last - first) / clips), clips * _clip_bytes(read), config, world_size)
+    execution = Execution(task, math.ceil((last - first) / clips), clips * read.clip_bytes, config, world_size)
     for batch in execution.batches(len(share), batches_per_block=clips / len(share)):
         dropped = dropped_of(batch)
         count.add(len(batch["ok"]), dropped)
@@ -121,14 +123,14 @@ def evaluation_views(
     table = ray.put((uuid.uuid4().hex, manifest, np.asarray(rows, dtype=np.int64)))
     read = read.model_copy(update={"sampling": read.sampling.model_copy(update={"num_samples": 1})})
     views = read.sampling.views
-    videos = clips_per_block(1, views * _clip_bytes(read), config)
+    videos = clips_per_block(1, views * read.clip_bytes, config)
 
     def task(number: int) -> Task:
         begin, end = number * videos, min((number + 1) * videos, len(rows))
         return Task(partial(_read_views, begin, end, table, read), (end - begin) * views)
 
     failures: list[DecodeError] = []
-    execution = Execution(task, math.ceil(len(rows) / videos), videos * views * _clip_bytes(read), config, workers=1)
+    execution = Execution(task, math.ceil(len(rows) / videos), videos * views * read.clip_bytes, config, workers=1)
     for batch in execution.batches(batch_size, batches_per_block=videos * views / batch_size):
         failures += [DecodeError(dropped["path"], dropped["reason"]) for dropped in dropped_of(batch)]
         if not failures:
@@ -231,10 +233,6 @@ def _tensors(batch: Batch) -> dict[str, "torch.Tensor"]:
     if batch["ok"].all():
         return {name: torch.from_numpy(batch[name]) for name in names}
     return {name: torch.from_numpy(batch[name][batch["ok"]]) for name in names}
-
-
-def _clip_bytes(read: ReadConfig) -> int:
-    return read.sampling.frames_read * read.size * read.size * 3
 
 
 @dataclass(frozen=True)

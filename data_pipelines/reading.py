@@ -51,6 +51,11 @@ class ReadConfig(BaseModel, frozen=True, extra="forbid"):
     root: str = Field("", description="folder that the manifest's relative paths start from")
     frame_gaze: bool = Field(False, description="give the gaze of each frame, not of the clip")
 
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one clip, or of the several that a repeated sampling reads at once."""
+        return self.sampling.frames_read * self.size * self.size * 3
+
 
 def for_model(
     sampling: SamplingConfig, augment: AugmentConfig, *, frames: int, size: int, root: str, frame_gaze: bool = False

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 
 from mien.data_pipelines import clips, reading
 from mien.data_pipelines.augment import AugmentConfig
+from mien.data_pipelines.blocks import bytes_on_their_way
 from mien.data_pipelines.clips import StreamConfig
 from mien.data_pipelines.decode import DecodeError
 from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
@@ -33,8 +34,10 @@ from mien.platform.cluster import ClusterConfig
 from mien.platform.config import dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig, told_rate
+from mien.platform.preflight import FORCE, preflight
 from mien.platform.progress import table
 from mien.platform.run import Run, interruptible
+from mien.platform.shortcomings import Needs
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.trainer import TrainerConfig
@@ -182,8 +185,29 @@ def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, co
     pictures.save(file, pictures.grid(rows, labels=[name.replace("_", " ") for _ in pairs for name in shown]))
 
 
-def pretrain(config: PretrainConfig, output: Path) -> None:
-    """Pretrain in a run folder on the cluster that the config names; a finished folder is left as it is."""
+def needs(config: PretrainConfig, read: ReadConfig, output: Path) -> Needs:
+    """Return what the run asks of the connected cluster."""
+    workers, share = config.trainer.workers, config.loop.batch_size // config.trainer.workers
+    kept = len(checkpoint.steps(output / "checkpoints"))
+    with torch.device("meta"):
+        weights = sum(weight.nbytes for weight in MaskedAutoencoder(config.task).parameters())
+    return Needs(
+        output,
+        workers=workers,
+        cpus_per_worker=config.trainer.cpus_per_worker,
+        gpus_per_worker=float(trainer.takes_gpus(config.trainer)),
+        data_cpus=config.stream.task_cpus,
+        stream_bytes=bytes_on_their_way(config.stream, workers, share, read.clip_bytes),
+        # Weights, two moments and perhaps an average; two checkpoints are kept while the next is written.
+        checkpoint_bytes=max(3 - kept, 1) * weights * (3 + (config.loop.ema_decay is not None)),
+    )
+
+
+def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> None:
+    """Pretrain in a run folder on the cluster that the config names; a finished folder is left as it is.
+
+    `force` goes on where the cluster would not do.
+    """
     output = output.absolute()
     # What is wrong is said before there is a folder, which belongs to one config.
     manifest, read = open_data(config)
@@ -202,6 +226,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
         print(f"going on from {newest}", flush=True)
     print(told_rate(config.optim, config.loop.batch_size))
     with cluster.connect(config.cluster):
+        preflight(needs(config, read, output), force=force)
         trainer.fit(
             worker,
             {"config": plain(config), "output": str(output)},
@@ -215,7 +240,7 @@ def pretrain(config: PretrainConfig, output: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Read the command line and pretrain."""
-    call = parse(PretrainConfig, argv, __doc__)
+    call = parse(PretrainConfig, argv, __doc__, flags=FORCE)
     config, output = call.config, call.output or Path("output/pretrain")
     if call.dry_run:
         manifest, _ = open_data(config)
@@ -226,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
         table([{"size": name, "value": value} for name, value in found.items()])
         return
     with interruptible(Run(output)):
-        pretrain(config, output)
+        pretrain(config, output, force="force" in call.flags)
 
 
 if __name__ == "__main__":

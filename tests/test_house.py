@@ -15,8 +15,10 @@ RAY_FILES = {
     "data_pipelines/blocks.py",
     "data_pipelines/clips.py",
     "platform/trainer.py",
+    "platform/worker.py",
     "platform/tune.py",
     "platform/cluster.py",
+    "platform/preflight.py",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "core", "misc", "engine", "manager"}
 MAX_LINES = 300
