@@ -1,6 +1,6 @@
 """A study on a Ray cluster: Ray Tune runs the trials, the book of the study (`study.py`) decides which and how long.
 
-A trial is a plain function on one device or a share of it, one fold after another. Ray Tune asks our searcher for
+A trial (`trial.py`) judges fold after fold, each a task on one device or a share of it. Ray Tune asks our searcher for
 configurations and our scheduler whether to go on; both only pass the question to the book, whose state is on disk. So
 a driver that was killed needs nothing of Tune's own state (which is pickled): the same command opens the book again,
 trials that were running go on from their last fold, and inside a fold from its checkpoint. A disk that is full stops
@@ -10,7 +10,6 @@ the study and leaves the trials that met it running, so they go on as well.
 import errno
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +24,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
-from mien.platform import cluster
+from mien.platform import cluster, gauges
 from mien.platform.storage import StorageError, explain, free_bytes
 from mien.platform.study import Record, Space, Study, StudyConfig, StudyError
+from mien.platform.trial import PREFIX, trainable
 
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
 # loss, where it must go on from what it left there and give the same scores.
 Judge = Callable[[dict[str, Any], str, Path, Any], Mapping[str, float]]
-PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
 FULL_BYTES = 2**18  # free space below which a database that fails has met a full disk
 FRAMES = re.compile(r"(?m)^  File .*\n(?:    .*\n)*")  # of a stack in an error's text
 
@@ -66,10 +65,9 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
         at_once = config.concurrency or cluster.trials_at_once(
             cpus_per_trial=config.cpus_per_trial, gpus_per_trial=config.gpus_per_trial
         )
-        trial = tune.with_parameters(run_trial, judge=judge, folds=book.folds, folder=str(output), context=context)
         sessions = output / "tune"
         tuner = tune.Tuner(
-            tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}),
+            trainable(judge, context, book.folds, output, config.cpus_per_trial, config.gpus_per_trial),
             tune_config=tune.TuneConfig(
                 search_alg=Asker(book), scheduler=Pruner(book), num_samples=left, max_concurrent_trials=at_once
             ),
@@ -77,6 +75,7 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
                 name=f"session_{len(list(sessions.glob('session_*'))) + 1:03d}",
                 storage_path=str(sessions),
                 failure_config=tune.FailureConfig(max_failures=config.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a fold keeps its own
                 callbacks=[Mourner(book)],
                 verbose=0,
             ),
@@ -100,15 +99,6 @@ def database_on(folder: Path) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError) as error:
         code = errno.ENOSPC if free_bytes(folder) < FULL_BYTES else errno.EIO
         raise StorageError(code, explain(folder, OSError(code, str(error).splitlines()[0]), None)) from error
-
-
-def run_trial(config: dict[str, Any], judge: Judge, folds: list[str], folder: str, context: Any) -> None:
-    """Judge one configuration fold by fold; the driver stops it when it is pruned."""
-    for fold in folds:
-        began = time.monotonic()
-        scores = judge(config["params"], fold, Path(folder) / "trials" / config["id"] / f"fold_{fold}", context)
-        numbers = {f"{PREFIX}{name}": float(value) for name, value in scores.items()}
-        tune.report({"fold": fold, **numbers, "fold_seconds": time.monotonic() - began})
 
 
 class Unsaved:
@@ -157,10 +147,14 @@ class Pruner(Unsaved, FIFOScheduler):
 
 
 class Mourner(Unsaved, Callback):
-    """Writes down what a trial raised, once Tune will not try it again."""
+    """Writes down what a trial raised, once Tune will not try it again, and counts how often it did."""
 
     def __init__(self, book: Study) -> None:
         self.book = book
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Count that a trial is started again."""
+        gauges.count("restarts", study=self.book.folder.name, trial=f"{trial.config['number']:04}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep the words of the error that Tune wrote to the trial's own file; a disk that is full ends the study."""

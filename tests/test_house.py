@@ -17,6 +17,8 @@ RAY_FILES = {
     "platform/trainer.py",
     "platform/worker.py",
     "platform/tune.py",
+    "platform/trial.py",
+    "platform/gauges.py",
     "platform/cluster.py",
     "platform/preflight.py",
 }

@@ -1,0 +1,65 @@
+"""Gauges and counters on Ray's metrics endpoint: what the records say of a run now, for Prometheus and Grafana.
+
+Every number that goes to `metrics.jsonl` is a gauge of its name, `train/loss` being `ray_mien_train_loss`, with the
+study, the trial and the run folder it belongs to. Each node serves those of its processes on its own port. Where there
+is no Ray session nothing happens: records are what counts, and training never waits for these.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+TAGS = ("study", "trial", "run")
+TOLD = {
+    "trial_uar": "a trial's mean UAR over its folds so far, on validation",
+    "trial_war": "a trial's mean WAR over its folds so far, on validation",
+    "trial_angular_error_deg": "a trial's mean gaze error over its folds so far, on validation, degrees",
+    "trial_folds": "folds that a trial has been judged on",
+    "trials": "trials of a study by their state",
+    "clips_per_second": "clips of the last recorded step over its seconds",
+    "wait_ratio": "share of the last recorded step that was spent waiting for clips",
+    "gpu_memory_bytes": "most memory that PyTorch has held on a worker's device",
+    "clips_dropped": "clips that could not be read",
+    "restarts": "times that a trial, or the workers of a training, were started again after a loss",
+}
+
+_belongs: dict[str, str] = {}
+_made: dict[str, Any] = {}
+
+
+def belong(**tags: str) -> None:
+    """Say which study and trial this process works for from now on."""
+    _belongs.clear()
+    _belongs.update(tags)
+
+
+def connected() -> bool:
+    """Return whether this process is in a Ray session; never starts or imports Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def show(values: Mapping[str, float | None], **tags: str) -> None:
+    """Set gauges; what is None, as a number that JSON cannot hold, is NaN."""
+    if connected():
+        for name, value in values.items():
+            _metric("Gauge", name, tags).set(math.nan if value is None else value, _belongs | tags)
+
+
+def count(name: str, by: int = 1, **tags: str) -> None:
+    """Add to a counter."""
+    if connected():
+        _metric("Counter", name, tags).inc(by, _belongs | tags)
+
+
+def _metric(kind: str, name: str, tags: Mapping[str, str]) -> Any:
+    if name not in _made:
+        from ray.util import metrics
+
+        keys = (*TAGS, *(tag for tag in tags if tag not in TAGS))
+        about = TOLD.get(name, f"{name} of the last record in metrics.jsonl")
+        _made[name] = getattr(metrics, kind)(f"mien_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}", about, tag_keys=keys)
+        _made[name].set_default_tags(dict.fromkeys(TAGS, ""))
+    return _made[name]

@@ -1,0 +1,105 @@
+"""A trial in the cluster: an actor that shows its configuration, and a task for each fold that shows which one it is.
+
+Ray's dashboard has no tab for trials but lists actors and tasks by name, so a study is found there: the actor is
+`trial 0007 alpha=0.31 lr=0.002`, its work `trial 0007 alpha=0.31 lr=0.002 fold 3/5`. The actor only waits; each fold's
+task holds the trial's device and CPUs, in a process of its own. So a device's memory is free again after every fold,
+and the actor needs neither PyTorch nor the study. A task whose process is lost is not repeated by itself: the trial has
+failed, and Tune starts it again.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mien.platform import gauges
+
+PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
+NAMED = 2  # searched settings in a trial's name; trial.json has all
+
+
+class Trial(tune.Trainable):
+    """One configuration: each step judges a fold; the driver stops it after the last one or when it is pruned."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        work: Sequence[ray.ObjectRef] = (),
+        folds: Sequence[str] = (),
+        folder: str = "",
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin before the first fold; `work` holds a reference to (judge, context), which only the folds open."""
+        (self.work,), self.folds, self.folder, self.resources = work, folds, Path(folder), dict(resources or {})
+        self.number = 0
+
+    def step(self) -> dict[str, Any]:
+        """Judge the next fold; return its scores. One that was judged before gives what is in its folder."""
+        began, fold = time.monotonic(), self.folds[self.number]
+        self.number += 1
+        task = ray.remote(judge_fold).options(
+            name=f"{self!r} fold {told(fold, self.number, len(self.folds))}",
+            num_cpus=self.resources["CPU"],
+            num_gpus=self.resources.get("GPU", 0),
+            max_retries=0,
+            # What the fold itself starts has resources of its own.
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                get_current_placement_group(), placement_group_capture_child_tasks=False
+            ),
+        )
+        name = f"{self.folder.name} {self!r}"
+        try:
+            scores = ray.get(task.remote(self.work, self.config, fold, str(self.folder), name))
+        except RayTaskError as error:
+            raise error.cause from None  # what the fold raised, as if it had been raised here
+        numbers = {f"{PREFIX}{key}": float(value) for key, value in scores.items()}
+        return {"fold": fold, **numbers, "fold_seconds": time.monotonic() - began}
+
+    def __repr__(self) -> str:
+        return named(self.config["number"], self.config["params"])
+
+
+def judge_fold(work: tuple[Any, Any], config: dict[str, Any], fold: str, folder: str, name: str) -> dict[str, float]:
+    """Judge one fold of a configuration, saying so in this task's log; return its scores."""
+    judge, context = work
+    place = Path(folder) / "trials" / config["id"] / f"fold_{fold}"
+    gauges.belong(study=Path(folder).name, trial=f"{config['number']:04}")
+    print(f"{name} fold {fold}: in {place}, {config['params']}", flush=True)
+    began = time.monotonic()
+    scores = dict(judge(config["params"], fold, place, context))
+    told = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    print(f"{name} fold {fold}: {told}; took {time.monotonic() - began:.0f} s", flush=True)
+    return scores
+
+
+def named(number: int, params: Mapping[str, Any]) -> str:
+    """Return a trial's name: its number and its first settings, such as `trial 0007 alpha=0.31 lr=0.002`."""
+    first = list(params.items())[:NAMED]
+    values = (f"{value:.3g}" if isinstance(value, float) else str(value) for _, value in first)
+    keys = (key.rpartition(".")[2] for key, _ in first)
+    return " ".join([f"trial {number:04}", *(f"{key}={value}" for key, value in zip(keys, values, strict=True))])
+
+
+def told(fold: str, number: int, count: int) -> str:
+    """Return which fold it is of how many: `3/5`, or `dfew_3 (3/10)` where it is not called by its number."""
+    return f"{number}/{count}" if fold == str(number) else f"{fold} ({number}/{count})"
+
+
+def trainable(
+    judge: Any, context: Any, folds: Sequence[str], folder: Path, cpus_per_trial: float, gpus_per_trial: float
+) -> type[Trial]:
+    """Return what Tune starts once a trial; `judge` and `context` travel by Ray's object store."""
+    resources = {"CPU": cpus_per_trial} | ({"GPU": gpus_per_trial} if gpus_per_trial else {})
+    made = tune.with_parameters(
+        Trial, work=[ray.put((judge, context))], folds=list(folds), folder=str(folder), resources=resources
+    )
+    # The first bundle is the actor's, and empty: the fold's task takes what is there.
+    made = tune.with_resources(made, tune.PlacementGroupFactory([{}, resources]))
+    made.__name__ = made.__qualname__ = Trial.__name__  # the dashboard's column of classes
+    return made
