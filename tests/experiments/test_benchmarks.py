@@ -1,6 +1,7 @@
 """The benchmarks take minutes; here they only have to start, and what they compute from their runs has to be right."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mien.data_pipelines.gaze_labels import with_gaze
 from mien.data_pipelines.manifest import build
-from mien.experiments.benchmarks import learning, memory, relabelling
+from mien.experiments.benchmarks import learning, memory, relabelling, step_memory
 from mien.platform import config as settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,3 +97,17 @@ def test_a_students_gain_is_the_degrees_by_which_its_error_is_smaller() -> None:
     assert found["gains_deg"]["told over none"]["seeds"] == [14, 14]
     assert found["gains_deg"]["weighted over told"]["mean"] == 0
     assert found["gains_deg"]["truth over told"]["seeds"] == [1, 1.5]
+
+
+def test_the_memory_of_a_step_is_told_with_the_price_of_saving_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["tubes.frames=4", "tubes.size=32", "encoder.width=32", "encoder.depth=8", "encoder.heads=2"]
+    words = [f"{part}.backbone.{word}" for part in ("task", "mae") for word in [*small, "encoder.region=[2,2,2]"]]
+    asked = ["batch_sizes=[8,16]", "timed_clips=2", "rounds=1", "mae.mask.ratio=0.5", "mae.decoder.width=32"]
+    step_memory.main([*words, *asked, "mae.decoder.heads=2", "--output", str(tmp_path / "m.json")])
+    found = json.loads((tmp_path / "m.json").read_text())
+    for name in ("finetune", "pretrain"):
+        assert found[name]["memory_a_clip_divided_by"] > 1 and found[name]["time_multiplied_by"] > 0
+        assert found[name]["kept"]["mib_of_moments"] == found[name]["run again"]["mib_of_moments"] > 0
+    assert "finetune: activation checkpointing takes" in capsys.readouterr().out
