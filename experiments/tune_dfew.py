@@ -21,13 +21,16 @@ from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.synthetic import WorldConfig
 from mien.experiments import evaluate, finetune, prepare, pretrain, report
 from mien.experiments.finetune import FinetuneConfig
-from mien.platform import cluster, tune
+from mien.platform import checkpoint, cluster, tune
 from mien.platform import config as settings
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import ConfigError, plain, rebuild, run_program, with_overrides
+from mien.platform.preflight import FORCE, preflight
 from mien.platform.progress import live_table, table
 from mien.platform.run import Run, interruptible
-from mien.platform.study import Choice, Range, Record, Space, StudyConfig
+from mien.platform.shortcomings import Needs
+from mien.platform.space import Choice, Range, Space
+from mien.platform.study import Record, StudyConfig
 
 # What is searched, by the dotted names of the fine-tuning settings.
 SPACE: Space = {
@@ -103,6 +106,7 @@ def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, An
     config = with_overrides(base, params | context["folds"][fold])
     sources = clips.shared(context["clips"][config.data.manifest])
     found = finetune.finetune(config, folder, sources)
+    checkpoint.settle(folder / "checkpoints")
     return {name: found[name] for name in ("uar", "war", "angular_error_deg") if name in found}
 
 
@@ -122,13 +126,14 @@ def show(records: list[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def study(config: TuneConfig, output: Path) -> Record:
-    """Run the study in `output`, or what is left of it; return the winner."""
+def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
+    """Run the study in `output`, or what is left of it; return the winner. `force` goes on whatever preflight finds."""
     folds = judged_folds(config)
     try_space(config)
     first_fold(config, folds)
     Run.start(output, config, seed=config.study.seed).close()
     with cluster.connect(config.cluster), live_table("trials") as show_trials:
+        preflight(Needs(output), force=force)
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
         shared = {}
         for path in dict.fromkeys(fold["data.manifest"] for fold in folds.values()):
@@ -182,8 +187,8 @@ def main(argv: Sequence[str]) -> None:
         "demo": "do the whole job on the synthetic world, in about six minutes on two cores",
         "demo-long": "the same with more clips, steps and trials, in under an hour",
     }
-    call = settings.parse(TuneConfig, argv, __doc__, flags=flags)
-    for flag in call.flags:
+    call = settings.parse(TuneConfig, argv, __doc__, flags=flags | FORCE)
+    for flag in call.flags - FORCE.keys():
         output, name = call.output or Path("output") / flag, flag.replace("-", "_")
         if call.config != TuneConfig():
             raise ConfigError(f"--{flag} has its own recipes, in {RECIPES / name}; give it no other settings")
@@ -203,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
         return
     output = call.output or Path("output/study_dfew")
     with interruptible(Run(output), kept=f"trials, finished folds and checkpoints are kept in {output}"):
-        study(call.config, output)
+        study(call.config, output, force="force" in call.flags)
 
 
 if __name__ == "__main__":

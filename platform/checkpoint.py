@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mien.platform.loop import LoopState, copy_weights, unwrapped, weights_of
-from mien.platform.storage import StorageError, explain, free_bytes, storing, sync
+from mien.platform.storage import StorageError, explain, free_bytes, storing, sync, write_whole
 
 MARKER = "complete"
 NAME = re.compile(r"step_\d{8,}")
@@ -138,6 +138,18 @@ def export(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def settle(folder: Path) -> None:
+    """Keep of a finished run's `checkpoints` the newest weights: it will not go on, and its state is twice as large."""
+    last = newest(folder)
+    for other in set(steps(folder)) - {last}:
+        shutil.rmtree(other)
+    if last is not None and (last / "loop.pt").exists():
+        # First the marker, so that the checkpoint is whole at every moment.
+        files = json.loads((last / MARKER).read_text(encoding="utf-8"))
+        write_whole(last / MARKER, json.dumps({name: files[name] for name in files if name != "loop.pt"}, indent=1))
+        (last / "loop.pt").unlink()
+
+
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Write what a checkpoint is about and the marker of each file, and bring the folder to the disk."""
     (folder / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -169,7 +181,10 @@ def find(path: Path) -> Path:
         return path
     found = newest(path / "checkpoints") or newest(path)
     if found is None:
-        raise CheckpointError(f"expected a checkpoint or the folder of a run that has one, but {path} holds none")
+        raise CheckpointError(
+            f"expected a checkpoint or the folder of a run that has one, but {path} holds none (of a study, "
+            "trials that can no longer win keep theirs with study.keep=all alone)"
+        )
     return found
 
 

@@ -11,17 +11,19 @@ second one is told what the first one got.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
+from mien.platform import pareto
 from mien.platform.run import Run
+from mien.platform.space import Space
 from mien.platform.storage import storing, write_whole
 
 Objective = Literal["uar", "war", "angular_error_deg"]
@@ -31,50 +33,6 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "angular_error_deg": "minimize",
 }
 Record = dict[str, Any]
-
-
-class Range(BaseModel, frozen=True, extra="forbid"):
-    """Numbers between two ends."""
-
-    name: Literal["range"] = "range"
-    low: float = Field(description="smallest value")
-    high: float = Field(description="largest value")
-    log: bool = Field(False, description="as likely in each factor of ten")
-    whole: bool = Field(False, description="whole numbers only")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Range":
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low must be below high, and above 0 with log, but got low={self.low} high={self.high}")
-        return self
-
-    def distribution(self) -> BaseDistribution:
-        """Return it in Optuna's terms."""
-        if self.whole:
-            return IntDistribution(int(self.low), int(self.high), log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
-
-    def examples(self) -> list[Any]:
-        """Return the ends, to be tried against the config before the first trial."""
-        return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
-
-
-class Choice(BaseModel, frozen=True, extra="forbid"):
-    """One of several values."""
-
-    name: Literal["choice"] = "choice"
-    values: tuple[bool | int | float | str, ...] = Field(min_length=1, description="what there is to choose from")
-
-    def distribution(self) -> BaseDistribution:
-        """Return it in Optuna's terms."""
-        return CategoricalDistribution(self.values)
-
-    def examples(self) -> list[Any]:
-        """Return all values."""
-        return list(self.values)
-
-
-Space = Mapping[str, Annotated[Range | Choice, Field(discriminator="name")]]
 
 
 class StudyConfig(BaseModel, frozen=True, extra="forbid"):
@@ -92,6 +50,10 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as the cluster holds")
     cpus_per_trial: float = Field(1, gt=0, description="CPUs of a trial")
     gpus_per_trial: float = Field(0, ge=0, description="GPUs of a trial; a fraction shares one")
+    keep: Literal["front", "all"] = Field(
+        "front",
+        description="whose weights are kept: those of trials that may still win (the winner or its front), or all",
+    )
     retries: int = Field(1, ge=0, description="times that a trial goes on after its process was lost")
 
     @property
@@ -136,6 +98,7 @@ class Study:
             record = json.loads(path.read_text(encoding="utf-8"))
             self.records[record["id"]] = record
         self._running: set[str] = set()
+        self._holding = set(self.records)  # whose weights may be there
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             record = self.records.get(trial.user_attrs.get("id", ""))
             if record is not None and record["state"] != "running":  # killed between our record and telling Optuna
@@ -197,36 +160,44 @@ class Study:
 
         The knee is the trial nearest to the best of every objective, each scaled to the range it has on the front.
         """
-        # In the order of their numbers, so that of equals the first wins, also after a restart.
-        complete = [record for record in self._in_order() if record["state"] == "complete"]
-        if not complete:
+        if not self._points():
             errors = sorted({str(record["error"]) for record in self.records.values() if record["error"]})
             raise StudyError(f"no trial of {self.folder} was completed; errors: {'; '.join(errors) or 'none'}")
-        names = self.config.objectives
-        signs = [1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in names]
-        points = {
-            record["id"]: [sign * record["mean"][name] for sign, name in zip(signs, names, strict=True)]
-            for record in complete
-        }
-        front = [one for one, point in points.items() if not any(dominates(other, point) for other in points.values())]
-        ends = [(min(axis), max(axis)) for axis in zip(*(points[one] for one in front), strict=True)]
-
-        def distance(one: str) -> float:
-            return sum(
-                ((high - value) / (high - low) if high > low else 0.0) ** 2
-                for value, (low, high) in zip(points[one], ends, strict=True)
-            )
-
-        best = self.records[min(front, key=distance)]
+        names, points = self.config.objectives, self._points()
+        best = self.records[pareto.knee(points)]
         result = {
             "trial": best["id"],
             "params": best["params"],
             "objective": list(names) if len(names) > 1 else names[0],
             "value": [best["mean"][name] for name in names] if len(names) > 1 else best["mean"][names[0]],
-            "front": sorted(front, key=lambda one: self.records[one]["number"]),
+            "front": pareto.front(points),
         }
         write_whole(self.folder / "winner.json", json.dumps(result, indent=1) + "\n")
+        if self.config.keep == "front":
+            self._holding = set(self.records)  # what a pruned trial's process wrote in its last moment goes too
+            self._clear()
         return result
+
+    def _points(self) -> dict[str, list[float]]:
+        """Return what each complete trial reached, larger better, by its id.
+
+        In the order of their numbers, so that of equals the first wins, also after a restart.
+        """
+        signs = {name: 1.0 if DIRECTIONS[name] == "maximize" else -1.0 for name in self.config.objectives}
+        return {
+            record["id"]: [sign * record["mean"][name] for name, sign in signs.items()]
+            for record in self._in_order()
+            if record["state"] == "complete"
+        }
+
+    def _clear(self) -> None:
+        """Remove the weights of ended trials that cannot win any more; their records and predictions stay."""
+        ended = {identity for identity in self._holding if self.records[identity]["state"] != "running"}
+        best = pareto.front({identity: point for identity, point in self._points().items() if identity in ended})
+        for identity in ended.difference(best):
+            for weights in (self.folder / "trials" / identity).glob("fold_*/checkpoints"):
+                shutil.rmtree(weights, ignore_errors=True)
+            self._holding.discard(identity)
 
     def _asked(self) -> int:
         trials = self.optuna.get_trials(deepcopy=False)
@@ -264,6 +235,7 @@ class Study:
 
     def _begin(self, record: Record) -> Record:
         self._running.add(record["id"])
+        self._holding.add(record["id"])
         self._write(record)
         return record
 
@@ -273,6 +245,8 @@ class Study:
         self._tell(record["number"], record)
         with Run(self.folder / "trials" / record["id"]) as run:
             run.hparams(record["params"], record["mean"])
+        if self.config.keep == "front":
+            self._clear()
         return True
 
     def _write(self, record: Record) -> None:
@@ -293,8 +267,3 @@ class Study:
             self.optuna.tell(number, [record["mean"][name] for name in self.config.objectives])
         else:
             self.optuna.tell(number, state=TrialState.PRUNED if record["state"] == "pruned" else TrialState.FAIL)
-
-
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether `one` is nowhere below `other` and somewhere above it; larger is better."""
-    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))

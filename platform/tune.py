@@ -25,8 +25,9 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from mien.platform import cluster, gauges
+from mien.platform.space import Space
 from mien.platform.storage import StorageError, explain, free_bytes
-from mien.platform.study import Record, Space, Study, StudyConfig, StudyError
+from mien.platform.study import Record, Study, StudyConfig, StudyError
 from mien.platform.trial import PREFIX, trainable
 
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a

@@ -223,3 +223,17 @@ def test_a_step_saved_again_takes_the_old_ones_place(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, *trained(), {"which": "old"})
     path = checkpoint.save(tmp_path, 1, *trained(), {"which": "new"})
     assert checkpoint.about(path) == {"which": "new"}
+
+
+def test_a_finished_run_keeps_its_newest_weights_alone(tmp_path: Path) -> None:
+    task, state = trained(ema=0.5)
+    for step in (1, 2):
+        path = checkpoint.save(tmp_path / "checkpoints", step, task, state, {"config": {}})
+    for _ in range(2):  # a second time changes nothing
+        checkpoint.settle(tmp_path / "checkpoints")
+        assert [place.name for place in checkpoint.steps(tmp_path / "checkpoints")] == ["step_00000002"]
+        assert "loop.pt" not in {file.name for file in path.iterdir()}
+        checkpoint.verify(path)
+        assert torch.equal(checkpoint.weights(tmp_path)["head.weight"], task.head.weight)
+        assert checkpoint.weights(tmp_path, ema=True) and checkpoint.about(tmp_path) == {"config": {}}
+    checkpoint.settle(tmp_path / "nothing")

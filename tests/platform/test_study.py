@@ -9,8 +9,9 @@ import pytest
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
+from mien.platform.space import Choice, Range
 from mien.platform.storage import write_whole
-from mien.platform.study import Choice, Range, Study, StudyConfig, StudyError
+from mien.platform.study import Study, StudyConfig, StudyError
 
 SPACE = {
     "alpha": Range(low=0.1, high=10, log=True),
@@ -239,3 +240,43 @@ def test_an_objective_that_no_fold_has_is_an_error(tmp_path: Path) -> None:
 def test_a_range_must_have_ends_in_order() -> None:
     with pytest.raises(ValueError, match="low must be below high"):
         Range(low=0, high=1, log=True)
+
+
+def weights(study: Study, record: dict[str, Any]) -> Path:
+    folder = study.folder / "trials" / record["id"] / "fold_1" / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("keep", ["front", "all"])
+def test_only_trials_that_may_still_win_keep_their_weights_unless_all_are_to(tmp_path: Path, keep: str) -> None:
+    study = book(tmp_path, keep=keep)
+    places: dict[str, Path] = {}
+    while (record := study.next()) is not None:
+        places[record["id"]] = weights(study, record)
+        assert judge(study, record)
+        best = max((one for one in study.records.values()), key=score)
+        kept = {identity for identity, place in places.items() if place.exists()}
+        assert kept == ({best["id"]} if keep == "front" else set(places))
+    assert places[study.winner()["trial"]].exists()
+
+
+def test_a_front_keeps_the_weights_of_all_that_stand_on_it(tmp_path: Path) -> None:
+    study = book(tmp_path, objective=("uar", "angular_error_deg"), trials=3)
+    places = {}
+    for uar, degrees in ((0.9, 20.0), (0.5, 10.0), (0.4, 15.0)):
+        record = study.next()
+        assert record is not None
+        places[uar] = weights(study, record)
+        for fold in FOLDS:
+            study.fold_done(record["id"], fold, {"uar": uar, "angular_error_deg": degrees}, 1.0)
+    assert {uar for uar, place in places.items() if place.exists()} == {0.9, 0.5}
+
+
+def test_weights_that_a_lost_process_left_behind_go_with_the_winner(tmp_path: Path) -> None:
+    study = book(tmp_path, trials=2)
+    finish(study)
+    winner = study.winner()["trial"]
+    late = {record["id"]: weights(study, record) for record in study.records.values()}
+    book(tmp_path, trials=2).winner()
+    assert [identity for identity, place in late.items() if place.exists()] == [winner]

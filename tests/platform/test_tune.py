@@ -14,8 +14,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from mien.platform.space import Range
 from mien.platform.storage import StorageError
-from mien.platform.study import Range, StudyConfig, StudyError
+from mien.platform.study import StudyConfig, StudyError
 from mien.platform.tune import run_study
 
 pytestmark = pytest.mark.ray
@@ -106,7 +107,8 @@ import sys
 from pathlib import Path
 from mien.platform.cluster import ClusterConfig, connect
 from mien.platform.run import Run, interruptible
-from mien.platform.study import Range, StudyConfig
+from mien.platform.space import Range
+from mien.platform.study import StudyConfig
 from mien.platform.tune import run_study
 sys.path.insert(0, {tests!r})
 from test_tune import FOLDS, SPACE, judge
