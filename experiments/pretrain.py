@@ -9,6 +9,7 @@ weights of a run that never stopped. `reconstructions/` in the run folder shows 
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def worker(settings: dict[str, Any]) -> None:
             world=here.world,
             commit=here.commit,
             watch=watch,
+            interrupt=here.interrupt,
         )
 
 
@@ -187,13 +189,13 @@ def draw_sheet(task: MaskedAutoencoder, manifest: Manifest, read: ReadConfig, co
 
 def needs(config: PretrainConfig, read: ReadConfig, output: Path) -> Needs:
     """Return what the run asks of the connected cluster."""
-    workers, share = config.trainer.workers, config.loop.batch_size // config.trainer.workers
+    workers, share = config.trainer.most, math.ceil(config.loop.batch_size / config.trainer.most)
     kept = len(checkpoint.steps(output / "checkpoints"))
     with torch.device("meta"):
         weights = sum(weight.nbytes for weight in MaskedAutoencoder(config.task).parameters())
     return Needs(
         output,
-        workers=workers,
+        workers=config.trainer.fewest,
         cpus_per_worker=config.trainer.cpus_per_worker,
         gpus_per_worker=float(trainer.takes_gpus(config.trainer)),
         data_cpus=config.stream.task_cpus,
@@ -214,7 +216,7 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
     check_schedule(config.optim, config.loop, len(manifest))
     if config.probe:
         open_probe(config.probe, frames=read.sampling.frames, size=read.size)
-    clips.Share.of(0, config.trainer.workers, config.loop.seed, config.loop.batch_size)
+    clips.Share.of(0, config.trainer.most, config.loop.seed, config.loop.batch_size)
     Run.start(output, config, seed=config.loop.seed).close()
     write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
     total = config.loop.total_steps(len(manifest))

@@ -21,11 +21,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mien.platform.optim import OptimConfig, build, lr_at, set_rates, weight_decay_at
+from mien.platform.optim import OptimConfig, build, clip_by_share, lr_at, set_rates, weight_decay_at
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = Mapping[str, Tensor]
-LEAST_NORM = 1e-3  # of a unit's weights, where its gradient is clipped by their share
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -129,6 +128,7 @@ def train(
     total, per_epoch = config.total_steps(num_clips), config.steps_per_epoch(num_clips)
     device, last_loss = device_of(task), math.nan
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    weight = clips_weight(rank, config.batch_size)
     stream = iter(batches)
     while state.step < total:
         began = time.perf_counter()
@@ -142,7 +142,7 @@ def train(
         torch.manual_seed(step_seed(config.seed, state.step, rank))
         task.train()
         state.optimiser.zero_grad()
-        scalars = forward_backward(task, batch, state.scaler, config, device)
+        scalars = forward_backward(task, batch, state.scaler, config, device, weight)
         state.scaler.unscale_(state.optimiser)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
@@ -176,11 +176,17 @@ def train(
 
 
 def forward_backward(
-    task: nn.Module, batch: Batch, scaler: torch.amp.GradScaler, config: LoopConfig, device: torch.device
+    task: nn.Module,
+    batch: Batch,
+    scaler: torch.amp.GradScaler,
+    config: LoopConfig,
+    device: torch.device,
+    weight: float = 1,
 ) -> dict[str, Tensor]:
     """Leave the gradient of the batch's mean loss in the task, piece by piece, and return the means of its scalars.
 
-    A piece counts by its share of the clips, so the pieces add up to the whole where a scalar is a mean over clips.
+    A piece counts by its share of the clips, so the pieces add up to the whole where a scalar is a mean over clips. All
+    is multiplied by `weight`, with which the workers' mean is that over their clips.
     """
     clips = len(next(iter(batch.values())))
     if clips == 0:
@@ -190,7 +196,7 @@ def forward_backward(
     totals: dict[str, Tensor] = {}
     for index in range(pieces):
         piece = {name: values[index].to(device, non_blocking=True) for name, values in split.items()}
-        share = len(next(iter(piece.values()))) / clips
+        share = weight * len(next(iter(piece.values()))) / clips
         last = index == pieces - 1
         with nullcontext() if last or not isinstance(task, DistributedDataParallel) else task.no_sync():
             with autocast(device, config.precision):
@@ -201,23 +207,6 @@ def forward_backward(
     return totals
 
 
-@torch.no_grad()
-def clip_by_share(parameters: Iterable[nn.Parameter], share: float) -> None:
-    """Shrink, in place, the gradient of each unit (row of a matrix, whole vector) to a share of its weights' norm.
-
-    Adaptive gradient clipping (Brock et al., arXiv:2102.06171); weights count for at least LEAST_NORM, or what begins
-    at zero would never leave it. Heads are clipped too, unlike there: AdamW evens out what is always shrunk alike.
-    """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            inside = tuple(range(1, parameter.ndim)) or None
-            weights, gradient = (
-                torch.linalg.vector_norm(x, dim=inside, keepdim=True) for x in (parameter, parameter.grad)
-            )
-            most = share * weights.clamp(min=LEAST_NORM)
-            parameter.grad.mul_((most / gradient.clamp(min=1e-12)).clamp(max=1))
-
-
 def workers_mean(scalars: list[Tensor]) -> list[Tensor]:
     """Return each scalar's mean over the workers; every worker calls this with as many."""
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -225,6 +214,12 @@ def workers_mean(scalars: list[Tensor]) -> list[Tensor]:
     stacked = torch.stack(scalars)
     distributed.all_reduce(stacked)
     return list((stacked / distributed.get_world_size()).unbind())
+
+
+def clips_weight(rank: int, batch_size: int) -> float:
+    """Return by how much a worker's part of the batch is larger than the mean part: 1 where it divides evenly."""
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return ((rank + 1) * batch_size // world - rank * batch_size // world) * world / batch_size
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

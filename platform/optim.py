@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
+LEAST_NORM = 1e-3  # of a unit's weights, where its gradient is clipped by their share
 SMALL_BATCH = 64  # clips; below it the linear rule leaves Adam less than half of the square root's rate
 
 
@@ -137,3 +138,20 @@ def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) 
         group["lr"] = lr * group["scale"]
         if group["weight_decay"] > 0:
             group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_by_share(parameters: Iterable[nn.Parameter], share: float) -> None:
+    """Shrink, in place, the gradient of each unit (row of a matrix, whole vector) to a share of its weights' norm.
+
+    Adaptive gradient clipping (Brock et al., arXiv:2102.06171); weights count for at least LEAST_NORM, or what begins
+    at zero would never leave it. Heads are clipped too, unlike there: AdamW evens out what is always shrunk alike.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            inside = tuple(range(1, parameter.ndim)) or None
+            weights, gradient = (
+                torch.linalg.vector_norm(x, dim=inside, keepdim=True) for x in (parameter, parameter.grad)
+            )
+            most = share * weights.clamp(min=LEAST_NORM)
+            parameter.grad.mul_((most / gradient.clamp(min=1e-12)).clamp(max=1))

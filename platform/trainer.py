@@ -4,7 +4,11 @@ The worker builds its task and calls `run_training`; here it learns who it is an
 folder is the truth: Ray's own folder below it, `ray/`, holds pointers to our checkpoints and is made anew by every
 driver, so a driver that was killed leaves nothing that could be read wrongly. A worker or node that is lost makes Ray
 start all workers again, and they begin at the newest checkpoint; an error of ours (a ValueError, a full disk) ends the
-run at once, in its own words.
+run at once, in its own words. SIGTERM makes the workers save their state before the program ends (`worker.py`).
+
+With `workers=[1, 4]` a lost node costs its workers only, and more are started when there is room; each start begins at
+the newest checkpoint. What is learned stays the same: the batch is the global one whatever their number, in the same
+order, and so are the schedules. Only what a worker draws by itself (dropout, masks) follows its number.
 
 On a machine of two CPUs one worker takes one and a data task the other; `fit` refuses what would leave none.
 """
@@ -13,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,76 +30,68 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from ray._private.state import actors  # the public list of actors needs a dashboard
 
 from mien.platform import checkpoint, cluster
 from mien.platform.progress import progress
-from mien.platform.run import config_hash
-from mien.platform.storage import StorageError, storing, write_whole
+from mien.platform.run import Interrupt, Terminated, config_hash, on_sigterm
+from mien.platform.storage import storing
+from mien.platform.worker import FAILURE, STOP, Here, Reach, Worker, WorkerError, here, serve
+
+__all__ = ["Here", "Worker", "WorkerError", "here"]  # what programs take from here beside `fit`
 
 # Type checkers see version 1 of Ray Train here; its version 2 is what runs.
 RunConfig: Any = ray.train.RunConfig
+ScalingConfig: Any = ray.train.ScalingConfig
 TorchTrainer: Any = ray.train.torch.TorchTrainer
-Worker = Callable[[dict[str, Any]], None]
-FAILURE = "failure.json"
 ENDING_SECONDS = 10  # that a controller which was killed is waited for
 POLL_SECONDS = 0.5
-COMMIT_SECONDS = 60.0
 
 
 class TrainerConfig(BaseModel, frozen=True, extra="forbid"):
     """The workers of a training run."""
 
-    workers: int = Field(1, ge=1, description="processes that share each batch, one device each")
+    workers: int | tuple[int, int] = Field(
+        1,
+        description="processes that share each batch, one device each; [1, 4]: as many as there is room for, fewer "
+        "when a node is lost and more when one comes. loop.batch_size, their order and the learning rate stay as they "
+        "are: a worker takes its part of the batch, and its gradient counts by its clips",
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray counts for a worker; data tasks need some too")
     gpu: bool | None = Field(None, description="whether a worker takes a GPU; null: if the cluster has any")
     max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
+    resize_seconds: float = Field(60.0, gt=0, description="from one look for room for more workers to the next")
+    grace_seconds: float = Field(60.0, gt=0, description="that workers have to save their state after SIGTERM")
     start_seconds: float = Field(300.0, gt=0, description="longest wait for the workers to start; then an error")
     network: str | None = Field(
         None, description="network interface between hosts (eth0), where gloo or NCCL picks a wrong one"
     )
+
+    @model_validator(mode="after")
+    def _some_workers(self) -> "TrainerConfig":
+        if not 1 <= self.fewest <= self.most:
+            raise ValueError(f"workers must be 1 or more, or [fewest, most], but got {self.workers}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a run goes on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that a run takes."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class TrainerError(ValueError):
     """The workers could not be started or were lost too often."""
 
 
-class WorkerError(ValueError):
-    """What a worker raised for a user to put right; starting again would not help."""
-
-
-@dataclass(frozen=True)
-class Here:
-    """Who a worker is."""
-
-    rank: int
-    world: int
-    device: torch.device
-    folder: Path
-
-    def commit(self, path: Path) -> None:
-        """Register a checkpoint with Ray before going on; every worker calls it after each checkpoint."""
-        step = int(path.name.removeprefix("step_"))
-        pointer = None
-        if self.rank == 0:
-            folder = self.folder / path.name
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "pointer.json", json.dumps({"checkpoint": str(path)}) + "\n")
-            pointer = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, pointer, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
-        if self.rank == 0:
-            ray.train.get_all_reported_checkpoints(
-                consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=COMMIT_SECONDS
-            )
-
-
-def here() -> Here:
-    """Return who this worker is; to be called in a worker of `fit`."""
-    context = ray.train.get_context()
-    folder = Path(context.get_storage().experiment_fs_path)
-    return Here(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder)
+def takes_gpus(trainer: TrainerConfig) -> bool:
+    """Return whether the workers take a GPU each on the connected cluster."""
+    return ray.cluster_resources().get("GPU", 0) > 0 if trainer.gpu is None else trainer.gpu
 
 
 def fit(
@@ -114,9 +111,9 @@ def fit(
     cannot all run, WorkerError with the words of a worker's ValueError or StorageError, and TrainerError for
     anything else.
     """
-    gpu = ray.cluster_resources().get("GPU", 0) > 0 if trainer.gpu is None else trainer.gpu
+    gpu = takes_gpus(trainer)
     cluster.check_workers(
-        workers=trainer.workers,
+        workers=_possible(trainer, gpu),
         cpus_per_worker=trainer.cpus_per_worker,
         gpus_per_worker=float(gpu),
         data_cpus=data_cpus,
@@ -130,8 +127,9 @@ def fit(
     made = TorchTrainer(
         _guarded(worker, folder),
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=trainer.workers,
+            elastic_resize_monitor_interval_s=trainer.resize_seconds,
             use_gpu=gpu,
             resources_per_worker={"CPU": trainer.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
         ),
@@ -140,24 +138,34 @@ def fit(
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=trainer.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[Reach()],
             worker_runtime_env={"env_vars": network} if network else None,
         ),
     )
-    failed = None
-    said: str | None = None
+    failed, asked = None, Interrupt()
+    said: dict[str, str] = {}
+
+    def stop() -> None:
+        asked.asked = True
+        print("\nSIGTERM: the workers save their state", file=sys.stderr, flush=True)
+        (folder / STOP).touch()
+
     future = _started(made)
     try:
-        said = _follow(future, output, folder, trainer, total_steps, label).return_value
+        with on_sigterm(stop):
+            said = _follow(future, output, folder, trainer, total_steps, label, asked).return_value or {}
     except ray.train.TrainingFailedError as error:
         failed = error
     except KeyboardInterrupt:
         _end_controller()
         wait([future], timeout=ENDING_SECONDS)
         raise
+    if asked.asked and (failed is not None or "stopped" in said):
+        raise Terminated
     if (folder / FAILURE).is_file():
-        said = json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"]
-    if said is not None:
-        raise WorkerError(said)
+        said = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+    if "error" in said:
+        raise WorkerError(said["error"])
     if failed is not None:
         raise TrainerError(
             f"training stopped after {trainer.max_failures} new start(s) of its workers (trainer.max_failures); the "
@@ -165,26 +173,22 @@ def fit(
         ) from failed
 
 
-def _guarded(worker: Worker, folder: Path) -> Callable[[dict[str, Any]], str | None]:
-    """Return the worker, telling that it was started and what it raised that no new start would put right."""
+def _guarded(worker: Worker, folder: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """Return the worker in what tells it and us what happens."""
 
-    def run(config: dict[str, Any]) -> str | None:
-        context, failure = ray.train.get_context(), folder / FAILURE
-        if failure.is_file():
-            raise WorkerError(json.loads(failure.read_text(encoding="utf-8"))["error"])
-        try:
-            write_whole(folder / f"started_{context.get_world_rank()}", "")
-            worker(config)
-        except (ValueError, StorageError) as error:
-            # Of one worker the words can be the result, which needs no place on a disk that may be full. Others would
-            # wait for this one in vain, so among several it has to fail, and Ray starts them all to hear it again.
-            if context.get_world_size() == 1:
-                return str(error)
-            write_whole(failure, json.dumps({"error": str(error)}) + "\n")
-            raise
-        return None
+    def run(config: dict[str, Any]) -> dict[str, str]:
+        return serve(worker, config, folder)
 
     return run
+
+
+def _possible(trainer: TrainerConfig, gpu: bool) -> int:
+    """Return how many workers Ray would start now."""
+    for count in range(trainer.most, trainer.fewest, -1):
+        resources = {"cpus_per_worker": trainer.cpus_per_worker, "gpus_per_worker": float(gpu)}
+        if not cluster.worker_shortage(cluster.nodes(), workers=count, data_cpus=0, **resources):
+            return count
+    return trainer.fewest
 
 
 def _started(made: Any) -> "Future[Any]":
@@ -215,21 +219,35 @@ def _end_controller() -> None:
 
 
 def _follow(
-    future: "Future[Any]", output: Path, folder: Path, trainer: TrainerConfig, total_steps: int, label: str
+    future: "Future[Any]",
+    output: Path,
+    folder: Path,
+    trainer: TrainerConfig,
+    total_steps: int,
+    label: str,
+    asked: Interrupt,
 ) -> Any:
-    """Wait for the result, showing the records that rank 0 writes; raise what ended the run."""
+    """Wait for the result, showing the records that rank 0 writes; raise what ended the run.
+
+    Once it was `asked` to stop, raises KeyboardInterrupt after `trainer.grace_seconds`.
+    """
+    until: float | None = None
     began, started, tail = time.monotonic(), False, Tail(output / "metrics.jsonl")
     there = checkpoint.steps(output / "checkpoints")
     with progress(label, total_steps, "steps", done=int(there[-1].name.removeprefix("step_")) if there else 0) as bar:
         while not future.done():
-            started = started or len(list(folder.glob("started_*"))) >= trainer.workers
+            started = started or len(list(folder.glob("started_*"))) >= trainer.fewest
             if not started and time.monotonic() - began > trainer.start_seconds:
                 raise TrainerError(
-                    f"{trainer.workers} worker(s) must start within trainer.start_seconds={trainer.start_seconds:g}, "
+                    f"{trainer.fewest} worker(s) must start within trainer.start_seconds={trainer.start_seconds:g}, "
                     f"but {len(list(folder.glob('started_*')))} did. Something else may hold the cluster: it has "
                     f"{cluster.describe()}, of which {ray.available_resources().get('CPU', 0):g} CPUs and "
                     f"{ray.available_resources().get('GPU', 0):g} GPUs are free"
                 )
+            if asked.asked:
+                until = until or time.monotonic() + trainer.grace_seconds
+                if time.monotonic() > until:
+                    raise Terminated
             wait([future], timeout=POLL_SECONDS)
             if started:
                 for record in tail.records()[-1:]:

@@ -157,9 +157,9 @@ def feed(config: FeedConfig, output: Path) -> dict[str, Any]:
     prepare_world(config.world, world)
     shutil.rmtree(run, ignore_errors=True)  # a run that has ended would not begin again
     cpus = config.cluster.num_cpus or os.cpu_count() or 1
-    decoders = int((cpus - config.trainer.workers * config.trainer.cpus_per_worker) / config.stream.task_cpus)
+    decoders = int((cpus - config.trainer.most * config.trainer.cpus_per_worker) / config.stream.task_cpus)
     before = bare_rate(config, world, max(decoders, 1))
-    clip_seconds = config.trainer.workers / (config.pace * before)
+    clip_seconds = config.trainer.most / (config.pace * before)
     print(f"bare: {before:.1f} clips/s on {decoders} process(es); the device takes one every {clip_seconds:.4f} s")
     loop = loop_config(config)
     settings = {"config": plain(config), "world": str(world), "output": str(run), "clip_seconds": clip_seconds}
@@ -191,7 +191,7 @@ def figures(
 ) -> dict[str, Any]:
     """Return what is worth knowing of a run's records."""
     read = config.read
-    share = config.batch_size // config.trainer.workers
+    share = config.batch_size // config.trainer.most
     block = clips_per_block(share, read.sampling.frames * read.size**2 * 3, config.stream)
     steady = steps[math.ceil(block / share) :]
     seconds, waits = ([step[f"train/{name}"] for step in steady] for name in ("seconds", "wait_seconds"))

@@ -75,9 +75,19 @@ def test_a_block_is_no_larger_than_asked_unless_one_clip_is() -> None:
     assert clips_per_block(8, 100 * 2**20, StreamConfig(block_mib=48)) == 1
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"loop\.batch_size=10 and there are 4: set it to 12"):
-        Share.of(0, 4, seed=0, batch_size=10)
+def test_a_batch_of_fewer_clips_than_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loop\.batch_size=3 and there are 4: set it to 4 or more"):
+        Share.of(0, 4, seed=0, batch_size=3)
+
+
+@pytest.mark.parametrize("workers", range(1, 7))
+def test_parts_that_cannot_be_equal_make_the_same_batches_in_the_same_order(workers: int) -> None:
+    rows = np.arange(5)
+    whole = list(Share.of(0, 1, 3, 6).places(0, 24, rows))
+    shares = [Share.of(rank, workers, 3, 6) for rank in range(workers)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    steps = [part for step in range(4) for s in shares for part in s.places(step * len(s), (step + 1) * len(s), rows)]
+    assert steps == whole
 
 
 def test_workers_parts_are_the_global_batch_at_every_step() -> None:

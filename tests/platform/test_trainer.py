@@ -55,12 +55,18 @@ def share(step: int, rank: int, world: int) -> dict[str, Tensor]:
     return {"x": whole[rank * 4 // world : (rank + 1) * 4 // world]}
 
 
-def train(folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, commit: Any = None) -> None:
+def train(
+    folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, commit: Any = None, interrupt: Any = None
+) -> None:
     """Train the toy in its folder, with the accidents that the config asks for."""
 
     def batches(step: int) -> Iterator[dict[str, Tensor]]:
         while True:
             once = folder / f"accident_{rank}"
+            if step == config.get("told_at") and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1.5)  # the controller's next look lets the main thread hear it
             if step == config.get("die_at") and not once.exists():
                 once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -84,13 +90,14 @@ def train(folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, c
             rank=rank,
             world=world,
             commit=commit,
+            interrupt=interrupt,
         )
 
 
 def worker(config: dict[str, Any]) -> None:
     """Run on each of Ray's workers."""
     at = trainer.here()
-    train(Path(config["folder"]), config, at.rank, at.world, at.commit)
+    train(Path(config["folder"]), config, at.rank, at.world, at.commit, at.interrupt)
 
 
 def start(folder: Path, **config: Any) -> dict[str, Any]:
@@ -146,6 +153,19 @@ def test_a_lost_worker_is_started_again_and_changes_nothing(
     assert pointers == [{"checkpoint": str(folder / "checkpoints" / f"step_{step:08d}")} for step in (8, 10)]
     printed = capfd.readouterr()
     assert "training 10/10 steps" in printed.out and printed.err == ""
+
+
+@pytest.mark.ray
+def test_a_worker_that_gets_sigterm_saves_before_it_ends_and_nothing_changes(
+    ray_cluster: None, tmp_path: Path, alone: Path
+) -> None:
+    folder = tmp_path / "told"
+    fit(worker, start(folder, told_at=4), TRAINER, folder, total_steps=10, data_cpus=0.5)
+    assert losses(folder) == losses(alone)
+    assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
+    # The step after the notice has a checkpoint, which the rhythm of two would not have left.
+    pointers = [json.loads(path.read_text())["checkpoint"] for path in folder.glob("ray/*/step_*/pointer.json")]
+    assert [Path(path).name for path in sorted(pointers)] == ["step_00000008", "step_00000010"]
 
 
 @pytest.mark.ray
@@ -210,6 +230,8 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
         # As a terminal does: Ctrl-C goes to the whole group. SIGKILL strikes the driver alone.
         (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
         said = driver.communicate(timeout=60)[0]
+        if number == signal.SIGTERM:
+            assert not processes.wait_until_gone(started, 20), "what it had started ends with it"
         processes.wait_until_gone(started, 2)
         processes.end(started)
         shutil.rmtree(folder / "ray")
@@ -220,6 +242,13 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
     code, said = stop(signal.SIGINT, "ray/*/started_0")
     assert code == 130 and "state kept at" in said and "resume with: the same command" in said, said
     assert "Traceback" not in said
+
+    before = checkpoint.newest(folder / "checkpoints")
+    code, said = stop(signal.SIGTERM, "ray/*/started_0")
+    assert code == 143 and "SIGTERM: the workers save their state" in said and "resume with" in said, said
+    assert "Traceback" not in said
+    after = checkpoint.newest(folder / "checkpoints")
+    assert before is not None and after is not None and after.name > before.name, "nothing was saved when it was told"
 
     again = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
     assert again.returncode == 0, again.stdout
