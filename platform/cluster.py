@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +65,10 @@ class Node:
 
 
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[None]:
+def connect(config: ClusterConfig, about: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to the cluster inside the block; a cluster that was started here ends with it.
 
+    `about` says what this job is, as the cluster's list of jobs shows it beside what a submission says.
     Where this process is connected already, that connection is used and left alone.
     Raises ClusterError when the store does not fit in shared memory or no cluster answers at the address.
     """
@@ -78,9 +79,12 @@ def connect(config: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     # Announces on every start that the (default) token authentication is on.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    job = ray.job_config.JobConfig(metadata=dict(about or {}))
+    if config.dashboard or config.address != "local":  # who asks for it is the dashboard
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     if config.address == "local":
         check_shared_memory(config)
-        ray.init(
+        here = ray.init(
             address="local",
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -88,11 +92,22 @@ def connect(config: ClusterConfig) -> Iterator[None]:
             include_dashboard=config.dashboard,
             logging_level=logging.ERROR,
             log_to_driver=config.worker_output,
+            job_config=job,
         )
+        if here.dashboard_url:
+            print(
+                f"dashboard: http://{here.dashboard_url}, for whoever holds the token (`ray get-auth-token`)",
+                flush=True,
+            )
     else:
         check_answers(config.address)
         try:
-            ray.init(address=config.address, logging_level=logging.ERROR, log_to_driver=config.worker_output)
+            ray.init(
+                address=config.address,
+                logging_level=logging.ERROR,
+                log_to_driver=config.worker_output,
+                job_config=job,
+            )
         except ConnectionError as error:
             raise _nobody(config.address, error) from error
     try:

@@ -5,9 +5,10 @@ study, the trial and the run folder it belongs to. Each node serves those of its
 is no Ray session nothing happens: records are what counts, and training never waits for these.
 """
 
-import math
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,14 +26,20 @@ TOLD = {
     "restarts": "times that a trial, or the workers of a training, were started again after a loss",
 }
 
+REPEATER, REPEAT_SECONDS = "gauges", 5
+
 _belongs: dict[str, str] = {}
 _made: dict[str, Any] = {}
+_values: dict[tuple[Any, ...], tuple[float, dict[str, str]]] = {}
+_lock = threading.RLock()
 
 
 def belong(**tags: str) -> None:
-    """Say which study and trial this process works for from now on."""
-    _belongs.clear()
-    _belongs.update(tags)
+    """Say which study and trial this process works for from now on; what it said for others is not served any more."""
+    with _lock:
+        _values.clear()
+        _belongs.clear()
+        _belongs.update(tags)
 
 
 def connected() -> bool:
@@ -42,16 +49,39 @@ def connected() -> bool:
 
 
 def show(values: Mapping[str, float | None], **tags: str) -> None:
-    """Set gauges; what is None, as a number that JSON cannot hold, is NaN."""
-    if connected():
+    """Set gauges; what is None, as a number that JSON cannot hold, is not served any more."""
+    if not connected():
+        return
+    belongs = _belongs | tags
+    with _lock:
         for name, value in values.items():
-            _metric("Gauge", name, tags).set(math.nan if value is None else value, _belongs | tags)
+            _values.pop((name, *sorted(belongs.items())), None)
+            if value is not None:
+                _values[(name, *sorted(belongs.items()))] = (value, belongs)
+        if not any(thread.name == REPEATER for thread in threading.enumerate()):
+            threading.Thread(target=_repeat, name=REPEATER, daemon=True).start()
+    _send()
 
 
 def count(name: str, by: int = 1, **tags: str) -> None:
     """Add to a counter."""
     if connected():
         _metric("Counter", name, tags).inc(by, _belongs | tags)
+
+
+def _repeat() -> None:
+    """Send all values again and again while there is a session: Ray forgets a gauge after twenty seconds."""
+    while connected():
+        _send()
+        time.sleep(REPEAT_SECONDS)
+    with _lock:
+        _values.clear()
+
+
+def _send() -> None:
+    with _lock:
+        for (name, *_), (value, tags) in _values.items():
+            _metric("Gauge", name, tags).set(value, tags)
 
 
 def _metric(kind: str, name: str, tags: Mapping[str, str]) -> Any:

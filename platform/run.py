@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from tensorboardX import SummaryWriter
 
 import mien
-from mien.platform import checkpoint
+from mien.platform import checkpoint, gauges
 from mien.platform.config import ConfigError, rebuild
 from mien.platform.storage import storing, write_whole
 
@@ -78,6 +78,7 @@ class Run:
         step = record["step"]
         values = {f"{split}/{name}": finite(value) for name, value in record.items() if name != "step"}
         append(self.output / "metrics.jsonl", {"step": step, **values})
+        gauges.show({"step": step, **values}, run=self.output.name)
         with storing(self.output):
             for name, value in values.items():
                 if value is not None:
@@ -86,6 +87,7 @@ class Run:
     def dropped(self, record: Mapping[str, Any]) -> None:
         """Append a clip that could not be read."""
         append(self.output / "dropped.jsonl", record)
+        gauges.count("clips_dropped", run=self.output.name)
 
     def hparams(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Show a trial in TensorBoard's table of hyper-parameters."""
@@ -111,9 +113,7 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _tensorboard(self) -> SummaryWriter:

@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mien.platform import checkpoint
+from mien.platform import checkpoint, gauges
 from mien.platform.loop import Batch, LoopConfig, LoopState, device_of, start, train
 from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
@@ -24,6 +24,15 @@ from mien.platform.used import Used
 def device_here() -> torch.device:
     """Return the device that a run in this process uses."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def speed(record: Mapping[str, float], batch_size: int, task: nn.Module) -> dict[str, float]:
+    """Return what a step's record says of the device, for gauges: clips a second, share of waiting, memory."""
+    seconds = record["seconds"]
+    found = {"clips_per_second": batch_size / seconds, "wait_ratio": record["wait_seconds"] / seconds}
+    if device_of(task).type == "cuda":
+        found["gpu_memory_bytes"] = torch.cuda.max_memory_reserved(device_of(task))
+    return found
 
 
 def check_schedule(optim: OptimConfig, config: LoopConfig, num_clips: int, *, ema: bool = False) -> None:
@@ -92,6 +101,7 @@ def run_training(
                 bar.advance(loss=record["loss"], lr=record["lr"])
                 if step == 1 or step % config.log_every == 0 or last:
                     run.log(record)
+                    gauges.show(speed(record, config.batch_size, task), run=run.output.name)
             if watch is not None:
                 watch(step)
             if step % config.checkpoint_every == 0 or last or asked.asked or asked.save:

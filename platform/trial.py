@@ -41,7 +41,8 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Judge the next fold; return its scores. One that was judged before gives what is in its folder."""
-        began, fold = time.monotonic(), self.folds[self.number]
+        began, fold, group = time.monotonic(), self.folds[self.number], get_current_placement_group()
+        assert group is not None, "Tune gives every trial a placement group"
         self.number += 1
         task = ray.remote(judge_fold).options(
             name=f"{self!r} fold {told(fold, self.number, len(self.folds))}",
@@ -49,9 +50,7 @@ class Trial(tune.Trainable):
             num_gpus=self.resources.get("GPU", 0),
             max_retries=0,
             # What the fold itself starts has resources of its own.
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                get_current_placement_group(), placement_group_capture_child_tasks=False
-            ),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=False),
         )
         name = f"{self.folder.name} {self!r}"
         try:

@@ -10,6 +10,7 @@ the study and leaves the trials that met it running, so they go on as well.
 import errno
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,7 @@ class Pruner(Unsaved, FIFOScheduler):
         """Return STOP once the trial is complete or pruned."""
         scores = {name[len(PREFIX) :]: value for name, value in result.items() if name.startswith(PREFIX)}
         ended = self.book.fold_done(trial.config["id"], result["fold"], scores, result["fold_seconds"])
+        show_gauges(self.book, trial.config["id"])
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
 
@@ -165,6 +167,17 @@ class Mourner(Unsaved, Callback):
         if kind.endswith(f".{StorageError.__name__}"):
             raise StorageError(errno.EIO, message)
         self.book.failed(trial.config["id"], words or "its process was lost; see Ray's logs")
+        show_gauges(self.book, trial.config["id"])
+
+
+def show_gauges(book: Study, identity: str) -> None:
+    """Set the gauges of a trial to its record, and those of its study."""
+    study, record = book.folder.name, book.records[identity]
+    means = {f"trial_{name}": value for name, value in record["mean"].items()}
+    gauges.show(means | {"trial_folds": len(record["folds"])}, study=study, trial=f"{record['number']:04}")
+    states = Counter(other["state"] for other in book.records.values())
+    for state in ("running", "complete", "pruned", "failed"):
+        gauges.show({"trials": states[state]}, study=study, state=state)
 
 
 def said(text: str) -> str:

@@ -1,0 +1,104 @@
+"""Gauges: what Ray's metrics endpoint serves is what the records say; without Ray there are none, and no error."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from torch import nn
+
+from mien.platform import gauges
+from mien.platform.run import Run, records
+from mien.platform.space import Range
+from mien.platform.study import StudyConfig
+from mien.platform.training import speed
+from mien.platform.tune import run_study
+
+SECONDS = 60  # that a value may take from a process to its node's endpoint: Ray sends them every ten
+
+
+def scraped() -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Return what all nodes serve of ours, as Prometheus reads it: values by name, and by study, trial, run, state."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        for name, labels, value in re.findall(r"(?m)^ray_mien_(\w+)\{(.*)\} (\S+)$", text):
+            pairs = re.findall(r'(study|trial|run|state)="(.*?)"', labels)
+            found.setdefault(name, {})[tuple(sorted(pair for pair in pairs if pair[1]))] = float(value)
+    return found
+
+
+def served(name: str, value: float, **tags: str) -> None:
+    """Wait until the endpoint serves a value; fail with what it serves otherwise."""
+    until, found = time.monotonic() + SECONDS, None
+    while time.monotonic() < until:
+        found = scraped().get(name, {})
+        if found.get(tuple(sorted(tags.items()))) == pytest.approx(value, rel=1e-12):
+            return
+        time.sleep(1)
+    raise AssertionError(f"{name} {tags} is to be {value}, but served is {found}")
+
+
+@pytest.mark.ray
+def test_the_endpoint_serves_the_last_record_of_metrics_jsonl(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "a_run").mkdir()
+    with Run(tmp_path / "a_run") as run:
+        for step, loss in ((1, 0.75), (2, 0.1 + 0.2)):
+            run.log({"step": step, "loss": loss, "lr": 1e-7 / step})
+        run.log({"step": 3, "uar": 2 / 3}, split="val")
+        run.dropped({"video": "a", "path": "a.mp4", "reason": "empty", "position": 1})
+        run.dropped({"video": "b", "path": "b.mp4", "reason": "empty", "position": 2})
+    first, second, third = records(run.output / "metrics.jsonl")
+    for name, value in (second | third).items():
+        served(name.replace("/", "_"), value, run="a_run")
+    served("clips_dropped_total", 2, run="a_run")
+    assert first["train/lr"] != second["train/lr"]
+    time.sleep(25)  # Ray forgets a gauge that is set once after twenty
+    served("train_lr", second["train/lr"], run="a_run")
+
+
+def judge(params: dict[str, Any], fold: str, folder: Path, context: Any) -> dict[str, float]:
+    """Leave a record as a training does, and wait until it must have been sent."""
+    folder.mkdir(parents=True)
+    with Run(folder) as run:
+        run.log({"step": 7, "loss": params["x"] / 3})
+    time.sleep(context["seconds"])
+    return {"uar": params["x"] + int(fold) / 100, "angular_error_deg": 10 * params["x"]}
+
+
+@pytest.mark.ray
+def test_trials_show_their_means_and_their_folds_what_they_record(ray_cluster: None, tmp_path: Path) -> None:
+    points = ({"x": 0.25},)
+    config = StudyConfig(trials=1, cpus_per_trial=0.5, start_points=points)
+    folder = tmp_path / "my_study"
+    run_study(judge, {"x": Range(low=0, high=1)}, ("1", "2"), config, folder, {"seconds": 12})
+    (trial,) = (json.loads(path.read_text()) for path in folder.glob("trials/*/trial.json"))
+    for name, value in trial["mean"].items():
+        served(f"trial_{name}", value, study="my_study", trial="0000")
+    served("trial_folds", 2, study="my_study", trial="0000")
+    served("trials", 1, study="my_study", state="complete")
+    (record,) = records(folder / "trials" / trial["id"] / "fold_2" / "metrics.jsonl")
+    served("train_loss", record["train/loss"], study="my_study", trial="0000", run="fold_2")
+
+
+def test_without_ray_a_run_is_recorded_as_ever_and_ray_is_not_even_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from mien.platform.run import Run\n"
+        f"run = Run(Path({str(tmp_path)!r})); run.log({{'step': 1, 'loss': 0.5}}); run.dropped({{'position': 0}})\n"
+        "run.close(); sys.exit('ray' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    assert records(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 0.5}]
+
+
+def test_the_speed_of_a_step_is_clips_over_seconds_and_the_share_that_was_waited() -> None:
+    found = speed({"seconds": 0.5, "wait_seconds": 0.125}, 16, nn.Linear(1, 1))
+    assert found == {"clips_per_second": 32, "wait_ratio": 0.25}
+    assert found.keys() <= gauges.TOLD.keys()
