@@ -227,7 +227,8 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
     if newest is not None:
         print(f"going on from {newest}", flush=True)
     print(told_rate(config.optim, config.loop.batch_size))
-    with cluster.connect(config.cluster):
+    about = {"pretraining": output.name, "dataset": manifest.name, "storage": str(output)}
+    with cluster.connect(config.cluster, about):
         preflight(needs(config, read, output), force=force)
         trainer.fit(
             worker,

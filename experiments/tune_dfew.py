@@ -102,6 +102,18 @@ def first_fold(config: TuneConfig, folds: dict[str, dict[str, Any]]) -> tuple[Fi
 
 def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
     """Fine-tune one configuration on one fold in a trial's process; return its validation scores."""
+def about(config: TuneConfig, output: Path) -> dict[str, str]:
+    """Return what the cluster's list of jobs is to say of a study."""
+    datasets = [Manifest.read(path, config.finetune.data.root).name for path in config.manifests]
+    alpha = config.space["task.alpha"].examples() if "task.alpha" in config.space else []
+    return {
+        "study": output.absolute().name,
+        "dataset": ", ".join(datasets),
+        "alpha": f"{min(alpha):g} to {max(alpha):g}" if alpha else "not searched",
+        "storage": str(output.absolute()),
+    }
+
+
     base = rebuild(FinetuneConfig, context["finetune"])
     config = with_overrides(base, params | context["folds"][fold])
     sources = clips.shared(context["clips"][config.data.manifest])
@@ -132,7 +144,7 @@ def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
     try_space(config)
     first_fold(config, folds)
     Run.start(output, config, seed=config.study.seed).close()
-    with cluster.connect(config.cluster), live_table("trials") as show_trials:
+    with cluster.connect(config.cluster, about(config, output)), live_table("trials") as show_trials:
         preflight(Needs(output), force=force)
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
         shared = {}
@@ -169,7 +181,7 @@ def demo(name: str, output: Path) -> None:
     pretrained = settings.load(
         pretrain.PretrainConfig, recipes / "pretrain.yaml", {"data.manifest": str(data / prepare.UNLABELLED)}
     )
-    with cluster.connect(searched.cluster):
+    with cluster.connect(searched.cluster, about(searched, output / "study")):
         chapter("Pretraining on unlabelled videos", "pretrain")
         pretrain.pretrain(pretrained, output / "pretrain")
         chapter("A study over alpha and five folds", "study")

@@ -63,10 +63,10 @@ def show(values: Mapping[str, float | None], **tags: str) -> None:
     _send()
 
 
-def count(name: str, by: int = 1, **tags: str) -> None:
-    """Add to a counter."""
+def count(name: str, **tags: str) -> None:
+    """Add one to a counter."""
     if connected():
-        _metric("Counter", name, tags).inc(by, _belongs | tags)
+        _metric("Counter", name, tags).inc(1, _belongs | tags)
 
 
 def _repeat() -> None:

@@ -138,7 +138,7 @@ def fit(
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=trainer.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[Reach()],
+            callbacks=[Reach(output.name)],
             worker_runtime_env={"env_vars": network} if network else None,
         ),
     )

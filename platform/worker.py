@@ -23,6 +23,7 @@ import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # reaches the workers' main threads
 from ray.train.v2._internal.execution.context import get_train_context  # the public word is a wait for all workers
 
+from mien.platform import gauges
 from mien.platform.run import Interrupt
 from mien.platform.storage import StorageError, write_whole
 
@@ -118,11 +119,17 @@ def listen(folder: Path, ended: threading.Event) -> None:
 
 
 class Reach(WorkerGroupCallback):
-    """Lets SIGTERM reach each worker's process; only its main thread can."""
+    """Lets SIGTERM reach each worker's process, only its main thread can, and counts how often they were started."""
+
+    def __init__(self, run: str) -> None:
+        self.run, self.started = run, False
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called by Ray, before the training starts."""
+        """Called by Ray in its controller, before the training starts."""
         worker_group.execute(save_on_sigterm)
+        if self.started:
+            gauges.count("restarts", run=self.run)
+        self.started = True
 
 
 def save_on_sigterm() -> None:
