@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mien.models.linear import linear
+
 NORM_EPS = 1e-6
 CACHED_SCORES = 1 << 21  # measured; four times as many take almost twice as long
 INIT_STD = 0.02
@@ -47,12 +49,13 @@ class DropPath(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Return scaled dot-product attention of q (b, n, d) to k and v (b, m, d): fused on an accelerator, plain on a CPU.
+    """Return scaled dot-product attention of q (b, n, d) to k and v (b, m, d): fused, but plain to train on a CPU.
 
     A CPU's fused kernel has a slow backward pass; written out, a few heads at a time so that the scores stay in cache,
-    training takes two thirds of the time with the keys of a clip and a quarter with those of a region.
+    training takes two thirds of the time with the keys of a clip and a quarter with those of a region. Without a
+    backward pass the fused one is faster, takes less memory, and is what can be exported for any number of clips.
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
         q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=heads) for x in (q, k, v))
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
     each = max(1, CACHED_SCORES // (q.shape[1] * k.shape[1]))
@@ -82,10 +85,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Attend from x (b, n, d) to context (b, m, d), or to x itself."""
         kv_bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        k, v = F.linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
+        k, v = linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
         if is_few(k, x, self.heads):
             return self._read_few(x, k, v)
-        return self.proj(attend(F.linear(x, self.q.weight, self.q_bias), k, v, self.heads))
+        y = attend(linear(x, self.q.weight, self.q_bias), k, v, self.heads)
+        return linear(y, self.proj.weight, self.proj.bias)
 
     def _read_few(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from many tokens x (b, n, d) to few k and v (b, m, d), with far fewer products.
@@ -113,7 +117,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d) to (..., d)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return linear(F.gelu(linear(x, self.fc1.weight, self.fc1.bias)), self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Module):

@@ -146,7 +146,7 @@ class LgiFormer(nn.Module):
         else:
             order = self.region_order(keep)
             tokens = gather(x, order).unflatten(1, (self.num_regions, -1))
-        messengers, tokens = self.blocks(self.region_tokens.to(x.dtype).expand(len(x), -1, -1), tokens)
+        messengers, tokens = self.blocks(self.region_tokens.to(x.dtype).expand(x.shape[0], -1, -1), tokens)
         if keep is None:
             return self._ungroup(tokens), messengers
         return gather(tokens.flatten(1, 2), order.argsort(dim=1)), messengers

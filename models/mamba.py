@@ -191,7 +191,7 @@ class Mamba(nn.Module):
             x = x + self._positions(keep)
         if self.config.cls:
             first = self.cls_token + self.pos_embed[:, :1] if learned else self.cls_token
-            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
         first, x = self.blocks(x).tensor_split([int(self.config.cls)], dim=1)
         return x if order is None else gather(x, order.argsort(dim=1)), first if self.config.cls else None
 

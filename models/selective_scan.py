@@ -1,10 +1,11 @@
-"""The selective scan, the recurrence inside a Mamba mixer: one interface, three ways to compute it.
+"""The selective scan, the recurrence inside a Mamba mixer: one interface, four ways to compute it.
 
     s_t = exp(delta_t A) s_{t-1} + delta_t B_t u_t     y_t = (C_t . s_t + D u_t) silu(z_t), the gate where there is one
 
-`selective_scan` takes mamba-ssm's kernel on CUDA where that is installed, else the chunked form below, which is plain
-PyTorch; `sequential_scan` is the recurrence as it is written, for tests. Signature and meaning are those of mamba-ssm's
-`selective_scan_fn`. Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and its appendix on recomputation.
+`selective_scan` takes mamba-ssm's kernel on CUDA where that is installed, else the chunked form, which is plain
+PyTorch; while a model is exported, a loop that a graph can hold. `sequential_scan` is the recurrence as it is written,
+for tests. Signature and meaning are those of mamba-ssm's `selective_scan_fn`.
+Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and its appendix on recomputation.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mien.models.chunked_scan import ChunkedScan, state_dtype
+from mien.models.exported_scan import exported_scan
 
 
 def selective_scan(
@@ -43,6 +45,8 @@ def selective_scan(
         given = as_kernels_take(u, delta, A, B, C, D, z, delta_bias)
         return kernel(*given, delta_softplus=delta_softplus, return_last_state=return_last_state)
     B, C = grouped(B, C, u)
+    if torch.compiler.is_exporting() and not return_last_state:
+        return exported_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     y, last = ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
 
@@ -142,7 +146,8 @@ def check(
             )
     for name, value in (("B", B), ("C", C)):
         groups = value.shape[1] if value.ndim == 4 else 1
-        if tuple(value.shape) not in ((d, n), (b, n, length), (b, groups, n, length)) or not groups or d % groups:
+        allowed = {2: (d, n), 3: (b, n, length), 4: (b, groups, n, length)}.get(value.ndim)
+        if tuple(value.shape) != allowed or not groups or d % groups:
             raise ValueError(
                 f"{name} must be (d, n), (b, n, l) or (b, g, n, l) where g divides d, with (b, d, n, l) = "
                 f"{(b, d, n, length)}, but it is {tuple(value.shape)}"
