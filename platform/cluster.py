@@ -17,6 +17,8 @@ from pathlib import Path
 
 import ray
 from pydantic import BaseModel, Field
+from ray._private.state import actors  # the public list of actors needs a dashboard
+from ray.util.placement_group import placement_group_table
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
@@ -222,3 +224,14 @@ def trials_at_once(*, cpus_per_trial: float, gpus_per_trial: float) -> int:
 def _times(offered: float, taken: float) -> float:
     """Return how often `taken` fits in `offered`, without limit when nothing is taken."""
     return float("inf") if taken == 0 else (offered + 1e-9) // taken
+
+
+def remains() -> list[str]:
+    """Return what still lives on the connected cluster: actors other than Ray's own detached ones, placement groups."""
+    living = [
+        f"actor {actor['ActorClassName']} {actor['Name']}".rstrip()
+        for actor in actors().values()
+        if actor["State"] not in ("DEAD",) and not actor["IsDetached"]
+    ]
+    groups = placement_group_table().values()
+    return living + [f"placement group {group['name']}" for group in groups if group["state"] != "REMOVED"]

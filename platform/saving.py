@@ -6,6 +6,7 @@ appear in their order. What goes wrong in the thread is raised by the next call.
 """
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ class Saver:
         self._folder, self._about, self._background = folder, about, background
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.seconds = 0.0  # that writing the last one took
 
     def save(self, task: nn.Module, state: LoopState) -> None:
         """Write the state of this step; of one that is still being written the end is waited for first."""
@@ -35,9 +37,13 @@ class Saver:
         if not self._background:
             self.wait()
 
+    def busy(self) -> bool:
+        """Return whether one is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raise what went wrong, without waiting."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.busy():
             self.wait()
 
     def wait(self) -> None:
@@ -61,7 +67,9 @@ class Saver:
             self._thread.join()
 
     def _write(self, step: int, taken: checkpoint.Snapshot) -> None:
+        began = time.perf_counter()
         try:
             checkpoint.write(self._folder, step, taken, self._about)
+            self.seconds = time.perf_counter() - began
         except BaseException as error:  # noqa: BLE001  (raised again, in the thread that trains)
             self._error = error
