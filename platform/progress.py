@@ -81,14 +81,15 @@ def live_table(title: str) -> Iterator[Callable[[Sequence[Row]], None]]:
         with Live() as live:
             yield lambda rows: live.update(rich_table(rows, title))
     else:
-        shown: list[str] = []
+        shown: list[Row] = []  # by value: a row does not come again because a column has become wider
 
         def show(rows: Sequence[Row]) -> None:
+            new = [row for row in rows if row not in shown]
             lines = plain_table(rows)
-            for line in lines:
-                if line not in shown:
-                    print(line, flush=True)
-            shown[:] = lines
+            heading = [] if shown and rows and list(shown[0]) == list(rows[0]) else lines[:1]
+            for line in heading + [line for row, line in zip(rows, lines[1:], strict=True) if row in new]:
+                print(line, flush=True)
+            shown[:] = rows
 
         yield show
 

@@ -20,6 +20,8 @@ from mien.platform.study import StudyConfig
 from mien.platform.training import speed
 from mien.platform.tune import run_study
 
+MONITORING = Path(__file__).resolve().parents[2] / "experiments" / "configs" / "monitoring"
+NAME = re.compile(r"ray_mien_(\w+)")
 SECONDS = 60  # that a value may take from a process to its node's endpoint: Ray sends them every ten
 
 
@@ -96,6 +98,17 @@ def test_without_ray_a_run_is_recorded_as_ever_and_ray_is_not_even_loaded(tmp_pa
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
     assert records(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 0.5}]
+
+
+def test_grafanas_panels_ask_for_gauges_that_there_are() -> None:
+    board = json.loads((MONITORING / "grafana_mien.json").read_text(encoding="utf-8"))
+    asked = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
+    recorded = {"train_loss", "train_lr", "train_grad_norm"}  # by every step; see loop.py
+    counters = {"clips_dropped", "restarts"}
+    served = recorded | {f"{name}_total" if name in counters else name for name in gauges.TOLD}
+    assert asked <= served
+    assert served - asked == {"trial_war", "trial_folds"}
+    assert board["uid"] == "rayDataDashboard"  # which Ray's Metrics tab embeds
 
 
 def test_the_speed_of_a_step_is_clips_over_seconds_and_the_share_that_was_waited() -> None:
