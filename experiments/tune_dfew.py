@@ -32,6 +32,7 @@ from mien.platform.shortcomings import Needs
 from mien.platform.space import Choice, Range, Space
 from mien.platform.study import Record, StudyConfig
 
+from mien.platform.watching import trial_rows
 # What is searched, by the dotted names of the fine-tuning settings.
 SPACE: Space = {
     "task.alpha": Range(low=0.1, high=10, log=True),
@@ -122,22 +123,6 @@ def about(config: TuneConfig, output: Path) -> dict[str, str]:
     return {name: found[name] for name in ("uar", "war", "angular_error_deg") if name in found}
 
 
-def show(records: list[Record]) -> list[dict[str, Any]]:
-    """Return a study's records as rows of the live table."""
-    return [
-        {
-            "trial": record["number"],
-            "state": record["state"],
-            **{key.rpartition(".")[2]: value for key, value in record["params"].items()},
-            "folds": len(record["folds"]),
-            "UAR": record["mean"].get("uar"),
-            "degrees": record["mean"].get("angular_error_deg"),
-            "seconds": round(record["seconds"]),
-        }
-        for record in records
-    ]
-
-
 def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
     """Run the study in `output`, or what is left of it; return the winner. `force` goes on whatever preflight finds."""
     folds = judged_folds(config)
@@ -153,7 +138,13 @@ def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
             shared[path] = clips.share(manifest, np.arange(len(manifest)), manifest.root)
         context = {"finetune": plain(config.finetune), "folds": folds, "clips": shared}
         winner = tune.run_study(
-            judge, config.space, list(folds), config.study, output, context, lambda records: show_trials(show(records))
+            judge,
+            config.space,
+            list(folds),
+            config.study,
+            output,
+            context,
+            lambda records: show_trials(trial_rows(records, config.study.objectives[0])),
         )
     print(f"winner: trial {winner['trial']}, {winner['objective']} {winner['value']} on validation, {winner['params']}")
     return winner
