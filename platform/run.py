@@ -238,6 +238,7 @@ class Interrupt:
     asked: bool = False  # to stop: save, and raise KeyboardInterrupt
     save: bool = False  # to save and go on; cleared by whoever did
     terminated: bool = False  # it was SIGTERM that asked
+    steps: int = 0  # that were made since the start; who asks can see that they go on
 
     def error(self) -> KeyboardInterrupt:
         """Return what is to be raised after stopping."""

@@ -37,6 +37,7 @@ from mien.platform import checkpoint, cluster
 from mien.platform.progress import progress
 from mien.platform.run import Interrupt, Terminated, config_hash, on_sigterm
 from mien.platform.storage import storing
+from mien.platform.watchdog import Watchdog
 from mien.platform.worker import FAILURE, STOP, Here, Reach, Worker, WorkerError, here, serve
 
 __all__ = ["Here", "Worker", "WorkerError", "here"]  # what programs take from here beside `fit`
@@ -64,6 +65,9 @@ class TrainerConfig(BaseModel, frozen=True, extra="forbid"):
     resize_seconds: float = Field(60.0, gt=0, description="from one look for room for more workers to the next")
     grace_seconds: float = Field(60.0, gt=0, description="that workers have to save their state after SIGTERM")
     start_seconds: float = Field(300.0, gt=0, description="longest wait for the workers to start; then an error")
+    silence_seconds: float = Field(
+        1800.0, gt=0, description="longest time without a step, sheets and probes between two included; then an error"
+    )
     network: str | None = Field(
         None, description="network interface between hosts (eth0), where gloo or NCCL picks a wrong one"
     )
@@ -100,7 +104,7 @@ def fit(
     trainer: TrainerConfig,
     output: Path,
     *,
-    total_steps: int,
+    total_steps: int | None = None,
     data_cpus: float = 1.0,
     label: str = "training",
 ) -> None:
@@ -125,7 +129,7 @@ def fit(
         folder.mkdir(parents=True)
     network = {key: trainer.network for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if trainer.network}
     made = TorchTrainer(
-        _guarded(worker, folder),
+        _guarded(worker, folder, trainer.silence_seconds),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=trainer.workers,
@@ -156,7 +160,7 @@ def fit(
             said = _follow(future, output, folder, trainer, total_steps, label, asked).return_value or {}
     except ray.train.TrainingFailedError as error:
         failed = error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TrainerError):
         _end_controller()
         wait([future], timeout=ENDING_SECONDS)
         raise
@@ -173,11 +177,11 @@ def fit(
         ) from failed
 
 
-def _guarded(worker: Worker, folder: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
+def _guarded(worker: Worker, folder: Path, silence_seconds: float) -> Callable[[dict[str, Any]], dict[str, str]]:
     """Return the worker in what tells it and us what happens."""
 
     def run(config: dict[str, Any]) -> dict[str, str]:
-        return serve(worker, config, folder)
+        return serve(worker, config, folder, silence_seconds)
 
     return run
 
@@ -223,7 +227,7 @@ def _follow(
     output: Path,
     folder: Path,
     trainer: TrainerConfig,
-    total_steps: int,
+    total_steps: int | None,
     label: str,
     asked: Interrupt,
 ) -> Any:
@@ -233,6 +237,7 @@ def _follow(
     """
     until: float | None = None
     began, started, tail = time.monotonic(), False, Tail(output / "metrics.jsonl")
+    dog = Watchdog(folder, trainer.silence_seconds)
     there = checkpoint.steps(output / "checkpoints")
     with progress(label, total_steps, "steps", done=int(there[-1].name.removeprefix("step_")) if there else 0) as bar:
         while not future.done():
@@ -244,6 +249,8 @@ def _follow(
                     f"{cluster.describe()}, of which {ray.available_resources().get('CPU', 0):g} CPUs and "
                     f"{ray.available_resources().get('GPU', 0):g} GPUs are free"
                 )
+            if said := dog.silence():
+                raise TrainerError(f"{said}. The same command goes on from the newest checkpoint in {output}")
             if asked.asked:
                 until = until or time.monotonic() + trainer.grace_seconds
                 if time.monotonic() > until:

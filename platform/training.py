@@ -94,6 +94,8 @@ def run_training(
         for record in train(wrapped, state, clips, config, optim, num_clips=num_clips, rank=rank):
             step, last = state.step, state.step == total
             asked = agreed(interrupt, task, world)
+            if interrupt is not None:
+                interrupt.steps += 1
             if used:
                 used.write(step)
             if rank == 0:

@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.context import get_train_context  # the pu
 from mien.platform import gauges
 from mien.platform.run import Interrupt
 from mien.platform.storage import StorageError, write_whole
+from mien.platform.watchdog import Pulse, forget
 
 Worker = Callable[[dict[str, Any]], None]
 FAILURE = "failure.json"
@@ -51,6 +52,10 @@ class Here:
     folder: Path
     interrupt: Interrupt
 
+    def told(self) -> dict[str, Any]:
+        """Return what `run_training` is to know of it."""
+        return {"rank": self.rank, "world": self.world, "commit": self.commit, "interrupt": self.interrupt}
+
     def commit(self, path: Path) -> None:
         """Register a checkpoint with Ray before going on; every worker calls it after each checkpoint."""
         step = int(path.name.removeprefix("step_"))
@@ -74,7 +79,7 @@ def here() -> Here:
     return Here(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder, TOLD)
 
 
-def serve(worker: Worker, config: dict[str, Any], folder: Path) -> dict[str, str]:
+def serve(worker: Worker, config: dict[str, Any], folder: Path, silence_seconds: float) -> dict[str, str]:
     """Run the worker, telling that it was started; return what no new start would put right, or that it was stopped."""
     context, failure = ray.train.get_context(), folder / FAILURE
     if failure.is_file():
@@ -82,7 +87,10 @@ def serve(worker: Worker, config: dict[str, Any], folder: Path) -> dict[str, str
     if (folder / STOP).exists():
         return {"stopped": "before it began"}
     ended = threading.Event()
-    threading.Thread(target=listen, args=(folder, ended), daemon=True).start()
+    if context.get_world_rank() == 0:
+        forget(folder, context.get_world_size())
+    pulse = Pulse(folder, context.get_world_rank(), silence_seconds)
+    threading.Thread(target=listen, args=(folder, ended, pulse), daemon=True).start()
     try:
         write_whole(folder / f"started_{context.get_world_rank()}", "")
         worker(config)
@@ -100,10 +108,11 @@ def serve(worker: Worker, config: dict[str, Any], folder: Path) -> dict[str, str
     return {}
 
 
-def listen(folder: Path, ended: threading.Event) -> None:
-    """Hear of the driver's wish to stop, and of the end of a worker's node, until the training has ended."""
+def listen(folder: Path, ended: threading.Event, pulse: Pulse) -> None:
+    """Hear of the driver's wish to stop and of the end of a worker's node, and see that steps go on, until the end."""
     heard: set[str] = set()
     while not ended.wait(LISTEN_SECONDS):
+        pulse.look(TOLD.steps)
         if (folder / STOP).exists():
             TOLD.asked = TOLD.terminated = True
         info = get_train_context().preemption_context.preemption_info

@@ -21,7 +21,7 @@ from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig
 from mien.platform.run import Run
 from mien.platform.storage import write_whole
-from mien.platform.trainer import Tail, TrainerConfig, WorkerError, fit
+from mien.platform.trainer import Tail, TrainerConfig, TrainerError, WorkerError, fit
 from mien.platform.training import run_training
 
 LOOP = LoopConfig(steps=10, batch_size=4, checkpoint_every=2, log_every=1, precision="fp32", ema_decay=0.9)
@@ -55,6 +55,10 @@ def share(step: int, rank: int, world: int) -> dict[str, Tensor]:
     return {"x": whole[rank * 4 // world : (rank + 1) * 4 // world]}
 
 
+def a_mount_that_went_away() -> None:
+    time.sleep(120)
+
+
 def train(
     folder: Path, config: dict[str, Any], rank: int = 0, world: int = 1, commit: Any = None, interrupt: Any = None
 ) -> None:
@@ -70,6 +74,8 @@ def train(
             if step == config.get("die_at") and not once.exists():
                 once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == config.get("hang_at") and rank == 1:
+                a_mount_that_went_away()
             if step == config.get("raise_at"):
                 with (folder / "raised").open("a") as file:
                     file.write("once\n")
@@ -182,6 +188,17 @@ def test_a_users_error_ends_the_run_at_once_in_its_own_words(ray_cluster: None, 
     with pytest.raises(WorkerError, match=r"^the clips must be there, but they are not$"):
         fit(worker, start(tmp_path, raise_at=3), TRAINER, tmp_path, total_steps=10, data_cpus=0.5)
     assert (tmp_path / "raised").read_text() == "once\n"
+
+
+@pytest.mark.ray
+def test_a_worker_that_hangs_ends_the_run_with_its_name_and_line_and_the_others_are_not_blamed(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    config = TRAINER.model_copy(update={"workers": 2, "silence_seconds": 15.0})
+    with pytest.raises(TrainerError, match=r"worker 1 on .* in a_mount_that_went_away.*1 other\(s\) wait") as said:
+        fit(worker, start(tmp_path, hang_at=3), config, tmp_path, total_steps=10, data_cpus=0.5)
+    assert "worker 0" not in str(said.value) and "trainer.silence_seconds" in str(said.value)
+    assert checkpoint.newest(tmp_path / "checkpoints") is not None
 
 
 @pytest.mark.ray
