@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+ENCODER ?= lgi_former
 
 .PHONY: setup demo demo-long test check format
 
@@ -16,10 +17,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python experiments/tune_dfew.py --demo --output output/demo
+	$(BIN)/python experiments/tune_dfew.py --demo encoder=$(ENCODER)
 
 demo-long: setup
-	$(BIN)/python experiments/tune_dfew.py --demo-long --output output/demo-long
+	$(BIN)/python experiments/tune_dfew.py --demo-long encoder=$(ENCODER)
 
 test: setup
 	$(BIN)/python -m pytest

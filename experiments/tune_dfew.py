@@ -1,7 +1,7 @@
 """Search fine-tuning for DFEW: the combined loss's alpha and the hyper-parameters beside it, judged over the folds.
 
     python experiments/tune_dfew.py --config experiments/configs/tune_dfew.yaml --output output/study_dfew
-    python experiments/tune_dfew.py --demo          # the whole job on the synthetic world, in minutes
+    python experiments/tune_dfew.py --demo [encoder=vit|mamba]     # the whole job on the synthetic world, in minutes
 
 A trial is one configuration, fine-tuned on each fold in turn and scored on validation clips taken out of train; its
 running mean over folds decides whether it is pruned. The winner's models stay in `trials/<id>/fold_<k>/`, and
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, Field
 
 from mien.data_pipelines import clips, splits
@@ -56,6 +57,12 @@ class TuneConfig(BaseModel, frozen=True, extra="forbid"):
     cluster: ClusterConfig = ClusterConfig()
 
 
+class DemoConfig(BaseModel, frozen=True, extra="forbid"):
+    """The whole job on the synthetic world."""
+
+    encoder: str = Field("lgi_former", description="lgi_former, vit or mamba, as large as configs/encoders.yaml has it")
+
+
 def judged_folds(config: TuneConfig) -> dict[str, dict[str, Any]]:
     """Return the settings of each (dataset, fold) a trial is judged on, by a name for its folder.
 
@@ -96,13 +103,6 @@ def try_space(config: TuneConfig) -> None:
         with_overrides(config.finetune, point)
 
 
-def first_fold(config: TuneConfig, folds: dict[str, dict[str, Any]]) -> tuple[FinetuneConfig, finetune.Fold]:
-    """Return the first fold's run, opened: what is wrong with checkpoint or clips is said before Ray starts."""
-    return finetune.opened(with_overrides(config.finetune, next(iter(folds.values()))))
-
-
-def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
-    """Fine-tune one configuration on one fold in a trial's process; return its validation scores."""
 def about(config: TuneConfig, output: Path) -> dict[str, str]:
     """Return what the cluster's list of jobs is to say of a study."""
     datasets = [Manifest.read(path, config.finetune.data.root).name for path in config.manifests]
@@ -115,6 +115,13 @@ def about(config: TuneConfig, output: Path) -> dict[str, str]:
     }
 
 
+def first_fold(config: TuneConfig, folds: dict[str, dict[str, Any]]) -> tuple[FinetuneConfig, finetune.Fold]:
+    """Return the first fold's run, opened: what is wrong with checkpoint or clips is said before Ray starts."""
+    return finetune.opened(with_overrides(config.finetune, next(iter(folds.values()))))
+
+
+def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
+    """Fine-tune one configuration on one fold in a trial's process; return its validation scores."""
     base = rebuild(FinetuneConfig, context["finetune"])
     config = with_overrides(base, params | context["folds"][fold])
     sources = clips.shared(context["clips"][config.data.manifest])
@@ -150,8 +157,17 @@ def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
     return winner
 
 
-def demo(name: str, output: Path) -> None:
-    """Do the whole job on the synthetic world: render, pretrain, search, evaluate, report."""
+def encoder_of(config: DemoConfig) -> dict[str, Any]:
+    """Return the settings of the demo's encoder. Raises ConfigError for one of another name."""
+    recipe = RECIPES / "encoders.yaml"
+    known: dict[str, dict[str, Any]] = yaml.safe_load(recipe.read_text(encoding="utf-8"))["encoders"]
+    if config.encoder not in known:
+        raise ConfigError(f"encoder must be one of {', '.join(known)}, as {recipe} has it; got {config.encoder!r}")
+    return known[config.encoder]
+
+
+def demo(name: str, encoder: dict[str, Any], output: Path, *, force: bool = False) -> None:
+    """Do the whole job on the synthetic world: render, pretrain an encoder, search, evaluate, report."""
     began = time.monotonic()
     stages: dict[str, float] = {}
     data = output / "data"
@@ -163,20 +179,23 @@ def demo(name: str, output: Path) -> None:
 
     chapter("A synthetic world of faces", "prepare")
     prepare.prepare_world(settings.load(WorldConfig, recipes / "world.yaml", {}), data)
-    # One cluster for all that follows: starting Ray takes as long as a fold.
+    # One cluster for all that follows: starting Ray takes as long as a fold. Its workers may stand in other folders.
+    here = output.absolute()
     searched = settings.load(
         TuneConfig,
         recipes / "study.yaml",
-        {"manifests": [str(data / prepare.LABELLED)], "finetune.pretrained": str(output / "pretrain")},
+        {"manifests": [str(here / "data" / prepare.LABELLED)], "finetune.pretrained": str(here / "pretrain")},
     )
     pretrained = settings.load(
-        pretrain.PretrainConfig, recipes / "pretrain.yaml", {"data.manifest": str(data / prepare.UNLABELLED)}
+        pretrain.PretrainConfig,
+        recipes / "pretrain.yaml",
+        {"data.manifest": str(here / "data" / prepare.UNLABELLED), "task.backbone.encoder": encoder},
     )
     with cluster.connect(searched.cluster, about(searched, output / "study")):
         chapter("Pretraining on unlabelled videos", "pretrain")
-        pretrain.pretrain(pretrained, output / "pretrain")
+        pretrain.pretrain(pretrained, output / "pretrain", force=force)
         chapter("A study over alpha and five folds", "study")
-        study(searched, output / "study")
+        study(searched, output / "study", force=force)
     chapter("The winner meets the test clips", "evaluate")
     evaluate.main([str(output / "study")])
     chapter("Report", "report")
@@ -184,23 +203,34 @@ def demo(name: str, output: Path) -> None:
     print(f"\ndone in {time.monotonic() - began:.0f} s")
 
 
+def run_demo(flag: str, flags: dict[str, str], argv: Sequence[str]) -> None:
+    """Read the demo's command line and do the demo, in a folder of the encoder's own."""
+    try:
+        call = settings.parse(DemoConfig, argv, __doc__, flags=flags)
+    except ConfigError as error:
+        raise ConfigError(f"--{flag} has its own recipes, in {RECIPES}, and takes encoder= alone: {error}") from None
+    name, encoder = flag.replace("-", "_"), encoder_of(call.config)
+    if call.dry_run:
+        recipes = sorted((RECIPES / name).glob("*.yaml"))
+        print(*(recipe.read_text(encoding="utf-8") for recipe in recipes), f"encoder: {encoder}", sep="\n")
+        return
+    own = Path("output") / (flag if call.config == DemoConfig() else f"{flag}-{call.config.encoder}")
+    output = call.output or own
+    with interruptible(Run(output), kept=f"all that was finished is kept in {output}"):
+        demo(name, encoder, output, force="force" in call.flags)
+
+
 def main(argv: Sequence[str]) -> None:
     """Read the command line and run the study, or the demo."""
     flags = {
-        "demo": "do the whole job on the synthetic world, in about six minutes on two cores",
+        "demo": "do the whole job on the synthetic world, in about six minutes on two cores; encoder=vit with another",
         "demo-long": "the same with more clips, steps and trials, in under an hour",
     }
-    call = settings.parse(TuneConfig, argv, __doc__, flags=flags | FORCE)
-    for flag in call.flags - FORCE.keys():
-        output, name = call.output or Path("output") / flag, flag.replace("-", "_")
-        if call.config != TuneConfig():
-            raise ConfigError(f"--{flag} has its own recipes, in {RECIPES / name}; give it no other settings")
-        if call.dry_run:
-            print("\n".join(recipe.read_text(encoding="utf-8") for recipe in sorted((RECIPES / name).glob("*.yaml"))))
+    for flag in flags:
+        if f"--{flag}" in argv:
+            run_demo(flag, flags | FORCE, argv)
             return
-        with interruptible(Run(output), kept=f"all that was finished is kept in {output}"):
-            demo(name, output)
-        return
+    call = settings.parse(TuneConfig, argv, __doc__, flags=flags | FORCE)
     if call.dry_run:
         folds = judged_folds(call.config)
         try_space(call.config)

@@ -1,7 +1,6 @@
 """What published weights are: the config of the model that they fill, told by their names and shapes."""
 
 import math
-import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -16,15 +15,14 @@ from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import blocks_of
-from mien.models.mae import DecoderConfig, MaeConfig
+from mien.models.mae import MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
-from mien.models.published import STAGES, unwrapped
-from mien.models.published_heads import task_of
+from mien.models.published import STAGES, bare
+from mien.models.published_heads import HEAD_WIDTH, decoder_of, task_of
 from mien.models.published_lora import adapters_of
 from mien.models.vit import VitConfig
 
-HEAD_WIDTH = 64  # channels of an attention head in every published model
 POOLS = {"region": "region", "org": "patch", "all": "all"}  # by the published name of what is pooled
 
 
@@ -45,9 +43,9 @@ def describe(
     fit the number of region tokens; filters of single frames are to be inflated to `tubelet`. Raises ValueError where
     the weights are of no known model, or no region fits.
     """
-    state = {re.sub(r"^(encoder|backbone)\.", "", unwrapped(name)): value for name, value in state.items()}
+    state = {bare(name): value for name, value in state.items()}
     if published_mamba.FILTER in state and published_mamba.is_mamba(state):
-        return published_mamba.describe(state, frames, size, tubelet, per_frame)
+        return published_mamba.describe(state, frames, size, tubelet, per_frame, mask_ratio)
     if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
     width, _, long, patch, _ = state["patch_embed.proj.weight"].shape
@@ -77,15 +75,8 @@ def describe(
         )
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
-        narrow = state["mask_token"].shape[-1]
-        decoder = DecoderConfig(
-            width=narrow,
-            depth=blocks_of(state, "decoder.blocks"),
-            heads=narrow // HEAD_WIDTH,
-            mlp_ratio=len(state["decoder.blocks.0.mlp.fc1.weight"]) // narrow,
-        )
         mask = MaskConfig(kind="tube" if isinstance(encoder, VitConfig) else "window", ratio=mask_ratio)
-        return MaeConfig(backbone=backbone, mask=mask, decoder=decoder, published_positions=True)
+        return MaeConfig(backbone=backbone, mask=mask, decoder=decoder_of(state), published_positions=True)
     settings = {
         "backbone": backbone,
         "pool": pool or ("region" if backbone.region else "patch"),

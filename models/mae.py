@@ -3,7 +3,8 @@
 The target is each tube's pixels in units of its own mean and deviation (appearance) and, for all but the first frame
 of a group of frames, the change from that first frame (motion). Source: MAE-DFER (arXiv:2307.02227), sections on the
 decoder and on explicit temporal facial motion; VideoMAE (arXiv:2203.12602) for the rest. The published decoder gives
-visible tokens the positions of other tokens; `published_positions` does so again, for its weights.
+visible tokens the positions of other tokens; `published_positions` does so again, for its weights. With a state-space
+encoder its table has a row for the class token, and its scan takes all visible tokens before all hidden ones.
 """
 
 import math
@@ -14,9 +15,9 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mien.models.attention import INIT_STD, Block, Norm, drop_path_rates, initialise
+from mien.models.attention import INIT_STD, initialise
 from mien.models.backbone import BackboneConfig, Task, evaluating, final_norm
-from mien.models.blocks import Blocks
+from mien.models.decoder import Decoder, DecoderConfig
 from mien.models.lgi_former import LgiFormer
 from mien.models.masking import MaskConfig, complement, draw_keep, window_of
 from mien.models.patches import (
@@ -32,22 +33,6 @@ from mien.models.patches import (
 
 STD_EPS = 1e-6
 LANES = 16  # pixels reduced side by side; rows of one pixel's channels take six times as long
-
-
-class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
-    """Sizes of the decoder."""
-
-    width: int = Field(384, description="channels of a token", gt=0)
-    depth: int = Field(4, description="joint blocks", gt=0)
-    heads: int = Field(6, description="attention heads; must divide width", gt=0)
-    mlp_ratio: int = Field(4, description="hidden channels of the MLP, in widths", gt=0)
-    drop_path: float = Field(0.0, description="stochastic depth of the last block, rising from 0", ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "DecoderConfig":
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, but {self.heads} does not divide {self.width}; change one")
-        return self
 
 
 class TargetConfig(BaseModel, frozen=True, extra="forbid"):
@@ -80,7 +65,7 @@ class MaeConfig(BaseModel, frozen=True, extra="forbid"):
     decoder: DecoderConfig = Field(DecoderConfig(), description="what paints the hidden tubes")
     target: TargetConfig = Field(TargetConfig(), description="what is to be painted")
     published_positions: bool = Field(
-        False, description="give visible tokens the decoder positions that the published weights were trained with"
+        False, description="give the decoder's tokens the positions that the published weights were trained with"
     )
 
     @model_validator(mode="after")
@@ -93,21 +78,6 @@ class MaeConfig(BaseModel, frozen=True, extra="forbid"):
                 "change one of them"
             )
         return self
-
-
-class Decoder(nn.Module):
-    """Joint blocks over all tokens, and a projection of the last ones to pixels."""
-
-    def __init__(self, config: DecoderConfig, tube_pixels: int) -> None:
-        super().__init__()
-        rates = drop_path_rates(config.drop_path, config.depth)
-        self.blocks = Blocks(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
-        self.norm = Norm(config.width)
-        self.head = nn.Linear(config.width, tube_pixels)
-
-    def forward(self, x: Tensor, num_hidden: int) -> Tensor:
-        """Map tokens (b, n, d) to the pixels of the last `num_hidden` of them (b, k, tube_pixels)."""
-        return self.head(self.norm(self.blocks(x)[:, -num_hidden:]))
 
 
 class MaskedAutoencoder(Task):
@@ -123,7 +93,9 @@ class MaskedAutoencoder(Task):
         self.encoder_to_decoder = nn.Linear(config.backbone.encoder.width, config.decoder.width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder.width))
         self.decoder = Decoder(config.decoder, tubes.tube_pixels)
-        self.register_buffer("positions", position_table(tubes.num_tokens, config.decoder.width), persistent=False)
+        first = int(config.published_positions and not config.backbone.region and config.backbone.has_messengers)
+        table = position_table(first + tubes.num_tokens, config.decoder.width)[first:]
+        self.register_buffer("positions", table, persistent=False)
         initialise(self.backbone, "xavier")
         initialise(self.decoder, "xavier")
         for name, parameter in self.named_parameters():
@@ -205,8 +177,9 @@ class MaskedAutoencoder(Task):
         """Paint the hidden tubes (b, k, p) from visible tokens (b, k', d)."""
         x = self.encoder_to_decoder(x)
         masked = self.mask_token.to(x.dtype).expand(*hidden.shape, -1)
-        positions = self.positions.to(x.dtype)[torch.cat([keep, hidden], dim=1)]
-        return self.decoder(torch.cat([x, masked], dim=1) + positions, hidden.shape[1])
+        places = torch.cat([keep, hidden], dim=1)
+        x = torch.cat([x, masked], dim=1) + self.positions.to(x.dtype)[places]
+        return self.decoder(x, hidden.shape[1], None if self.config.published_positions else places)
 
     def _loss(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
         """Return each clip's squared error (b,), weighted as the config has it."""

@@ -29,6 +29,9 @@ from mien.models.mae import MaskedAutoencoder
 from mien.models.mamba import Mamba, MambaConfig
 
 STAGES = ("second_attn", "third_attn")
+DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
+# Of a file: its weights, by name why some are left, and how the names of parameters begin that it need not hold.
+Choice = tuple[dict[str, Tensor], dict[str, str], tuple[str, ...]]
 
 
 class Aside:
@@ -116,50 +119,39 @@ def load(
     head: Literal["kept", "new"] = "kept",
     inflation: Literal["centre", "mean"] = "centre",
     source: BackboneConfig | None = None,
+    own: bool = False,
 ) -> Report:
     """Load published weights into a task; the decoder of a pretrained file is left where the task has none.
 
     As published, the pretrained final norm is left and the pooled one new; norm="pretrained" takes the one as the
     other; where the first token stands for all, it is taken, as published too. head="new" leaves the file's heads, and
-    the last norm of a file that pools otherwise. A file's adapters are added to its weights where the task has none.
+    the last norm of a file that pools otherwise; an autoencoder then takes the encoder alone of a file that was trained
+    otherwise, and begins with a new decoder. A file's adapters are added to its weights where the task has none.
     `source` is the file's backbone where it is to be adapted to the task's. VideoMamba's may be of images (see
-    `fitted`) or of other clips. Raises ValueError where anything else is missing, unknown or of another shape, or where
-    the file differs in what the task shares.
+    `fitted`) or of other clips; `own` says that a file is a model of ours under published names. Raises ValueError
+    where anything else is missing, unknown or of another shape, or where the file differs in what the task shares.
     """
-    state = {unwrapped(name): value for name, value in state.items()}
-    pretrained = "mask_token" in state
+    state = {bare(name): value for name, value in state.items()}
+    scanned = isinstance(task.backbone.config.encoder, MambaConfig)
     if isinstance(task, FeatureTask):
-        state = {re.sub(r"^(encoder|backbone)\.", "", name): value for name, value in state.items()}
-    left = {}
-    if pretrained and isinstance(task, FeatureTask):
-        if norm == "pretrained" and not task.first_token:
-            state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
-        for name in state:
-            if re.match(r"(decoder\.|encoder_to_decoder\.|mask_token)", name):
-                left[name] = "of the pretraining decoder"
-            elif name.startswith("norm.") and not task.first_token:
-                left[name] = "the pretrained final norm, replaced by a new one as published"
-    replaced: tuple[str, ...] = ("fc_norm.", "norm.", "norm_f.", "head.") if pretrained else ()
-    if head == "new":
-        replaced += ("head.",)
-        if not pretrained and isinstance(task, FeatureTask) and not isinstance(task.backbone.encoder, Mamba):
-            theirs, own = ("fc_norm.", "norm.") if task.first_token else ("norm.", "fc_norm.")
-            other = {name: "the norm of tokens that were pooled otherwise" for name in state if name.startswith(theirs)}
-            left, replaced = left | other, replaced + ((own,) if other else ())
-        left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
+        state, left, replaced = _for_features(task, state, norm, head)
+    else:
+        state, left, replaced = _for_autoencoder(state, scanned, head)
     taken = _separated({name: value for name, value in state.items() if name not in left}, task)
     if any(map(is_adapter, taken)) and not (isinstance(task, FeatureTask) and task.lora):
         taken = published_lora.without_adapters(taken, blocks_of(taken))
     fitted = None
-    unread = any(".mixer." in name for name in left)  # the decoder that the facial project pretrains with
-    if isinstance(task, FeatureTask) and isinstance(task.backbone.config.encoder, MambaConfig):
+    if scanned:
+        # The facial project, which leaves the last mixer out, pretrains with a decoder of mixers.
+        unread = not own and any(re.match(r"decoder\..*\.mixer\.", name) for name in state)
         fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation, unread)
-        taken = fitted.state
-    ours = {published_name(name, task): name for name in task.state_dict()}
+        final = "norm_f." if isinstance(task, FeatureTask) else "norm."
+        taken = {re.sub(r"^norm_f\.", final, name): value for name, value in fitted.state.items()}
+    ours = {bare(published_name(name, task)): name for name in task.state_dict()}
     fresh = {
         name: "belongs to this task"
         for theirs, name in ours.items()
-        if isinstance(task, FeatureTask) and theirs not in taken and theirs.startswith(replaced)
+        if theirs not in taken and theirs.startswith(replaced)
     }
     if source is not None:  # the file's last blocks may have no name here
         ours |= {name: _of_first_block(name, ours) for name in taken.keys() - ours.keys()}
@@ -169,6 +161,42 @@ def load(
         return load_strictly(task, renamed, left, fresh, source)
     report = load_strictly(task, renamed, left, fresh | fitted.fresh, fitted.source)
     return dataclasses.replace(report, changed={**fitted.changed, **report.changed})
+
+
+def _for_features(
+    task: FeatureTask, state: dict[str, Tensor], norm: Literal["new", "pretrained"], head: Literal["kept", "new"]
+) -> Choice:
+    """Return what a task on features takes of a file (bare names), what it leaves, and what may be new."""
+    left: dict[str, str] = {}
+    replaced: tuple[str, ...] = ()
+    pretrained = "mask_token" in state
+    if pretrained:
+        replaced = ("fc_norm.", "norm.", "norm_f.", "head.")
+        if norm == "pretrained" and not task.first_token:
+            state = {re.sub(r"^norm\.", "fc_norm.", name): value for name, value in state.items()}
+        for name in state:
+            if name.startswith(DECODER):
+                left[name] = "of the pretraining decoder"
+            elif name.startswith("norm.") and not task.first_token:
+                left[name] = "the pretrained final norm, replaced by a new one as published"
+    if head == "new":
+        replaced += ("head.",)
+        if not pretrained and not isinstance(task.backbone.encoder, Mamba):
+            theirs, here = ("fc_norm.", "norm.") if task.first_token else ("norm.", "fc_norm.")
+            other = {name: "the norm of tokens that were pooled otherwise" for name in state if name.startswith(theirs)}
+            left, replaced = left | other, replaced + ((here,) if other else ())
+        left |= {name: "a head, asked to be new" for name in state if name.startswith("head.")}
+    return state, left, replaced
+
+
+def _for_autoencoder(state: dict[str, Tensor], scanned: bool, head: Literal["kept", "new"]) -> Choice:
+    """Return what an autoencoder takes of a file (bare names), what it leaves, and what may be new."""
+    if "mask_token" in state or head == "kept":
+        return state, {}, ()
+    left = {name: "a head, which an autoencoder has none of" for name in state if name.startswith("head.")}
+    if not scanned:  # where tokens are scanned, the norm before pooling is the encoder's last
+        left |= {name: "the norm of pooled tokens" for name in state if name.startswith("fc_norm.")}
+    return state, left, (*DECODER, *(() if scanned else ("norm.",)))
 
 
 def published_name(name: str, task: Task) -> str:
@@ -184,6 +212,12 @@ def published_name(name: str, task: Task) -> str:
     name = name.replace("backbone.embed.", inside + "patch_embed.proj.", 1)
     name = name.replace("backbone.encoder.", inside, 1).replace("region_tokens", "lg_region_tokens")
     return published_mamba.published_name(name) if isinstance(task.backbone.config.encoder, MambaConfig) else name
+
+
+def bare(name: str) -> str:
+    """Return a published name without wrappers and the encoder's prefix; a decoder's layers are its blocks."""
+    name = re.sub(r"^(encoder|backbone)\.", "", unwrapped(name))
+    return re.sub(r"^decoder\.layers\.", "decoder.blocks.", name)
 
 
 def unwrapped(name: str) -> str:

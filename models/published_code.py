@@ -4,11 +4,13 @@ Source: the scripts and registered names of MAE-DFER and the Facial-Foundation-M
 """
 
 from mien.models.combined import CombinedConfig
-from mien.models.description import HEAD_WIDTH, POOLS
+from mien.models.decoder import DecoderConfig
+from mien.models.description import POOLS
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.mae import DecoderConfig, MaeConfig
+from mien.models.mae import MaeConfig
+from mien.models.published_heads import HEAD_WIDTH
 
 AnyConfig = MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig
 VARIANTS = ("first", "second", "third", "sharing", "mlp_ratio")  # built by flags that no published script uses

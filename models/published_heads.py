@@ -1,4 +1,4 @@
-"""Which task published weights were trained for: told by the names and shapes of their heads.
+"""Which task published weights were trained for: told by the names and shapes of their heads and decoder.
 
 One linear head of two rows is gaze (no published set has two classes), of any other number expression; `reg` and `cls`
 are both; `pitch` and `yaw` are bins, 90 and 90 of the published head, twice as many of yaw of ours. Source: the
@@ -11,8 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from mien.models.combined import CombinedConfig
+from mien.models.decoder import DecoderConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import L2CS_BINS, GazeConfig
+from mien.models.loading import blocks_of
+
+HEAD_WIDTH = 64  # channels of an attention head in every published model
 
 
 def task_of(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ExpressionConfig | GazeConfig | CombinedConfig:
@@ -31,6 +35,22 @@ def task_of(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Express
         "these weights have neither a decoder nor a head that we know (head, head.cls and head.reg, head.pitch and "
         f"head.yaw); their heads: {', '.join(heads) or 'none'}"
     )
+
+
+def decoder_of(state: Mapping[str, Tensor]) -> DecoderConfig:
+    """Return the config of the decoder in a pretraining's `state` (published names): of joint or state-space blocks.
+
+    Raises ValueError where it has neither.
+    """
+    width, at = state["mask_token"].shape[-1], "decoder.blocks.0."
+    if f"{at}mixer.A_b_log" in state:
+        return DecoderConfig(block="mamba", width=width, depth=blocks_of(state, "decoder.blocks"))
+    if f"{at}mlp.fc1.weight" not in state:
+        found = sorted(name for name in state if name.startswith("decoder"))[:4]
+        raise ValueError(f"a decoder has joint or bidirectional state-space blocks, but its names begin with {found}")
+    ratio = len(state[f"{at}mlp.fc1.weight"]) // width
+    depth = blocks_of(state, "decoder.blocks")
+    return DecoderConfig(width=width, depth=depth, heads=width // HEAD_WIDTH, mlp_ratio=ratio)
 
 
 def _gaze(state: Mapping[str, Tensor], at: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.models.loading import blocks_of
-from mien.models.mae import DecoderConfig, MaeConfig
+from mien.models.mae import MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig, position_table
-from mien.models.published_heads import task_of
+from mien.models.published_heads import decoder_of, task_of
 
 FILTER, POSITIONS, TIMES = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding"
 
@@ -102,13 +102,18 @@ def is_mamba(state: Mapping[str, Tensor]) -> bool:
 
 
 def describe(
-    state: Mapping[str, Tensor], frames: int, size: int, tubelet: int | None = None, per_frame: bool = False
+    state: Mapping[str, Tensor],
+    frames: int,
+    size: int,
+    tubelet: int | None = None,
+    per_frame: bool = False,
+    mask_ratio: float = MaskConfig().ratio,
 ) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
     """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
 
     A filter of one frame is to be inflated to `tubelet`. The class token stands for a clip, but where there is an
-    `fc_norm` the mean of all patches. A file of pretraining is described by its encoder alone: its decoder, one Mamba
-    block, is not built here. Raises ValueError where there is neither a head nor a decoder.
+    `fc_norm` the mean of all patches. The masks of a pretraining are the project's: equal shares of the upper and the
+    lower half. Raises ValueError where there is neither a head nor a decoder.
     """
     kernel, rates = state[FILTER], state["layers.0.mixer.A_log"]
     width, long = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
@@ -124,7 +129,9 @@ def describe(
     tubes = TubesConfig(frames=frames, size=size, patch=kernel.shape[-1], tubelet=long)
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
-        return MaeConfig(backbone=backbone, mask=MaskConfig(kind="tube"), decoder=DecoderConfig())
+        _, h, w = tubes.grid
+        mask = MaskConfig(ratio=mask_ratio, window=(h // 2 if h % 2 == 0 else h, w))
+        return MaeConfig(backbone=backbone, mask=mask, decoder=decoder_of(state), published_positions=True)
     pooled = "region" if encoder.cls and "fc_norm.weight" not in state and not per_frame else "patch"
     settings: dict[str, Any] = {"backbone": backbone, "pool": pooled, "per_frame": per_frame}
     return task_of(state, settings)

@@ -18,10 +18,12 @@ WORLD = {
     "size": 32, "frames": 4, "difficulty": 0.0, "identities": 10, "clips_per_identity": 7,
     "unlabelled_identities": 4, "videos_per_identity": 2, "video_frames": 8,
 }  # fmt: skip
-BACKBONE = {
-    "tubes": {"frames": 4, "size": 32, "patch": 8, "tubelet": 2},
-    "encoder": {"name": "lgi_former", "width": 32, "depth": 1, "heads": 2, "region": [2, 2, 4]},
+ENCODERS: dict[str, dict[str, Any]] = {
+    "lgi_former": {"name": "lgi_former", "width": 32, "depth": 1, "heads": 2, "region": [2, 2, 4]},
+    "vit": {"name": "vit", "width": 32, "depth": 1, "heads": 2},
+    "mamba": {"name": "mamba", "width": 32, "depth": 1},
 }
+BACKBONE = {"tubes": {"frames": 4, "size": 32, "patch": 8, "tubelet": 2}, "encoder": ENCODERS["lgi_former"]}
 OPTIM = {"lr": 1e-3, "scale_lr": False, "warmup_steps": 2}
 LOOP = {"steps": 6, "batch_size": 8, "precision": "fp32", "log_every": 1, "checkpoint_every": 2}
 
@@ -80,6 +82,7 @@ def recipes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     study = {"trials": 1, "cpus_per_trial": 0.5}
     trees |= {"demo/world": WORLD, "demo/pretrain": trees["pretrain"]}
     trees["demo/study"] = trees["tune_dfew"] | {"folds": [1], "study": study}
+    trees["encoders"] = {"encoders": ENCODERS}
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "demo").mkdir()
     for name, tree in trees.items():

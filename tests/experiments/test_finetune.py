@@ -17,7 +17,8 @@ from torch import Tensor
 from mien.data_pipelines.manifest import SCHEMA, Manifest
 from mien.experiments import finetune
 from mien.models import published
-from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
+from mien.models.decoder import DecoderConfig
+from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.platform import checkpoint
 from mien.platform import config as settings
 from mien.platform.config import ConfigError

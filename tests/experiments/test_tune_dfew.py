@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from mien.experiments import evaluate, report, tune_dfew
+from mien.experiments.pretrain import PretrainConfig
+from mien.platform import checkpoint
 from mien.platform import config as settings
 from mien.platform.config import ConfigError
 from mien.platform.run import RunError, records
@@ -57,8 +59,6 @@ def test_the_demo_does_the_whole_job_and_a_second_one_only_what_is_left(
 ) -> None:
     monkeypatch.setattr(tune_dfew, "RECIPES", recipes["tune_dfew"].parent)
     tune_dfew.main(["--demo", "--output", str(tmp_path)])
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "A study by mien, 1 trials" in page and "Reconstructions" in page
     (scores,) = tmp_path.glob("study/trials/*/fold_1/scores.json")
     kept = [tmp_path / "pretrain" / "metrics.jsonl", tmp_path / "study" / "test" / "scores.json", scores]
     before = [path.stat().st_mtime_ns for path in kept]
@@ -67,11 +67,46 @@ def test_the_demo_does_the_whole_job_and_a_second_one_only_what_is_left(
     assert len(records(tmp_path / "study" / "test" / "opened.jsonl")) == 1
 
 
-def test_the_demo_takes_no_settings_and_shows_its_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"--demo has its own recipes, in .*configs/demo; give it no other settings"):
+@pytest.mark.ray
+@pytest.mark.parametrize("encoder", ["lgi_former", "vit", "mamba"])
+def test_the_encoder_is_all_that_changes_between_three_whole_jobs(
+    ray_cluster: None, encoder: str, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_dfew, "RECIPES", recipes["tune_dfew"].parent)
+    monkeypatch.chdir(tmp_path)
+    tune_dfew.main(["--demo", f"encoder={encoder}"])
+    folder = tmp_path / "output" / ("demo" if encoder == "lgi_former" else f"demo-{encoder}")
+    (scores,) = folder.glob("study/trials/*/fold_1/scores.json")
+    assert checkpoint.about(scores.parent)["task"]["backbone"]["encoder"]["name"] == encoder
+    assert json.loads((folder / "study" / "test" / "scores.json").read_text())["pooled"]["num_clips"] == 14
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "A study by mien, 1 trials" in page and "Reconstructions" in page
+
+
+def test_the_demos_encoders_are_as_large_as_the_comparisons_and_its_recipe_stands_alone() -> None:
+    sizes = {name: tune_dfew.encoder_of(tune_dfew.DemoConfig(encoder=name)) for name in ("lgi_former", "vit", "mamba")}
+    for demo in ("demo", "demo_long"):
+        recipe = tune_dfew.RECIPES / demo / "pretrain.yaml"
+        own = settings.load(PretrainConfig, recipe, {})
+        for name, encoder in sizes.items():
+            config = settings.load(PretrainConfig, recipe, {"task.backbone.encoder": encoder})
+            tree, other = settings.plain(own), settings.plain(config)
+            assert other["task"]["backbone"].pop("encoder") == settings.plain(config.task.backbone.encoder)
+            assert (config == own) == (name == "lgi_former")
+            del tree["task"]["backbone"]["encoder"]
+            assert tree == other
+
+
+def test_the_demo_takes_an_encoder_alone_and_shows_its_recipes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--demo has its own recipes, in .*, and takes encoder= alone: unknown .*"):
         tune_dfew.main(["--demo", "study.trials=2", "--output", str(tmp_path / "demo")])
-    tune_dfew.main(["--demo", "--dry-run", "--output", str(tmp_path / "demo")])
-    assert "identities: " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"encoder must be one of lgi_former, vit, mamba, .* got 'resnet'"):
+        tune_dfew.main(["--demo", "encoder=resnet", "--output", str(tmp_path / "demo")])
+    tune_dfew.main(["--demo", "--dry-run", "encoder=mamba", "--output", str(tmp_path / "demo")])
+    shown = capsys.readouterr().out
+    assert "identities: " in shown and "encoder: {'name': 'mamba', 'width': 192" in shown
     assert not (tmp_path / "demo").exists()
 
 

@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from mien.models import attention
 from mien.models.backbone import BackboneConfig, Task
+from mien.models.decoder import DecoderConfig
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.gaze import Gaze, GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder, target_of
+from mien.models.mae import MaeConfig, MaskedAutoencoder, target_of
 from mien.models.masking import MaskConfig, complement
 from mien.models.patches import gather, to_tubes
 from mien.models.vit import VitConfig

@@ -225,7 +225,7 @@ def test_files_that_do_not_fit_are_refused_by_name(
 
 
 def test_a_fine_tuned_file_does_not_fill_an_autoencoder(wide: Callable[..., BackboneConfig]) -> None:
-    with pytest.raises(ValueError, match=r"not in the file: backbone"):
+    with pytest.raises(ValueError, match=r"not in the file: decoder"):
         load(autoencoder(wide()), save(expression(wide())))
 
 

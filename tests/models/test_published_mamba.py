@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mien.models.backbone import BackboneConfig, FeatureTask
 from mien.models.combined import Combined, CombinedConfig
+from mien.models.decoder import Decoder
 from mien.models.description import describe
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
@@ -49,6 +50,15 @@ def published(times: int | None = 8, side: int = 14, kernel: tuple[int, ...] = (
             }
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) / 5 for name, shape in shapes.items()}
+
+
+def pixel_decoder(width: int = 48) -> dict[str, Tensor]:
+    """Return the decoder of the facial project's pretraining: a block of mixers under its documented names."""
+    config = MaeConfig.model_validate({"decoder": {"block": "mamba", "width": width, "depth": 1}})
+    torch.manual_seed(1)
+    decoder = Decoder(config.decoder, 1536)
+    state = {f"decoder.{name}": value.detach() for name, value in decoder.named_parameters()}
+    return state | {"mask_token": torch.randn(1, 1, width), "encoder_to_decoder.weight": torch.randn(width, W) / 5}
 
 
 def expression(tubelet: int = 1, **tubes: Any) -> Expression:
@@ -143,10 +153,10 @@ def test_files_of_the_facial_project_load_with_their_second_norm_and_fixed_table
 def test_a_pretrained_file_gives_its_encoder(norm: Any) -> None:
     state = {f"encoder.{name}": value for name, value in published(8, 10, (2, 16, 16)).items() if "head" not in name}
     state["encoder.norm.weight"] = state.pop("encoder.norm_f.weight")
-    state |= {"mask_token": torch.zeros(1, 1, 768), "decoder.norm.weight": torch.ones(768)}
-    state["decoder.blocks.0.mixer.D"] = torch.ones(1536)
+    state |= pixel_decoder()
     config = describe(state)
-    assert isinstance(config, MaeConfig)
+    assert isinstance(config, MaeConfig) and config.mask.window == (5, 10) and config.published_positions
+    assert (config.decoder.block, config.decoder.width, config.decoder.depth) == ("mamba", 48, 1)
     task: FeatureTask = Combined(CombinedConfig(backbone=config.backbone))
     report = load(task, state, norm=norm)
     assert {"mask_token", "decoder.norm.weight"} <= set(report.left)
@@ -163,6 +173,59 @@ def test_our_own_autoencoders_go_to_the_published_names_and_back(small: Callable
     assert {"encoder.layers.1.mixer.A_b_log", "encoder.pos_embed", "encoder.norm.weight"} <= state.keys()
     load(second, state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def facial_pretraining() -> dict[str, Tensor]:
+    """Return a pretraining file of the facial project: learned positions, `norm`, and the decoder of mixers."""
+    state = {f"encoder.{name}": value for name, value in published(8, 10, (2, 16, 16)).items() if "head" not in name}
+    state["encoder.norm.weight"] = state.pop("encoder.norm_f.weight")
+    return state | pixel_decoder()
+
+
+@pytest.mark.parametrize("blocks", ["blocks", "layers"])
+def test_the_facial_projects_pretraining_loads_whole_and_goes_back(blocks: str) -> None:
+    state = facial_pretraining()
+    given = {name.replace("decoder.blocks", f"decoder.{blocks}"): value for name, value in state.items()}
+    config = describe(given)
+    assert isinstance(config, MaeConfig)
+    task = MaskedAutoencoder(config)
+    report = load(task, given)
+    assert not report.left and not report.fresh and "leaves its last mixer out" in str(report)
+    back = save(task)
+    last = f"encoder.layers.{DEPTH - 1}.mixer.out_proj.weight"
+    assert back.keys() == state.keys() and not back[last].any()
+    assert all(torch.equal(back[name], value) for name, value in state.items() if name != last)
+    load(task, state, own=True)  # of ours, the last mixer was trained
+    assert torch.equal(save(task)[last], state[last])
+
+
+def test_pretraining_goes_on_from_videomamba_with_a_decoder_of_its_own() -> None:
+    state = published()
+    config = describe(facial_pretraining())
+    assert isinstance(config, MaeConfig)
+    torch.manual_seed(0)
+    task = MaskedAutoencoder(config)
+    new = {name: value.clone() for name, value in task.decoder.state_dict().items()}
+    with pytest.raises(ValueError, match=r"not in the file: decoder\.blocks\.0\.mixer\.A_b_log"):
+        load(task, state)
+    report = load(task, state, head="new")
+    text = str(report)
+    assert "2 left in the file (a head, which an autoencoder has none of): head.weight, head.bias" in text
+    assert "stretched from 1x14x14 to 1x10x10" in text and "inflated from one frame to 2 (centre)" in text
+    assert all(name.startswith(("decoder.", "mask_token", "encoder_to_decoder.")) for name in report.fresh)
+    assert torch.equal(task.norm.weight, state["norm_f.weight"])
+    assert torch.equal(task.backbone.encoder.get_parameter("blocks.1.mixer.D_b"), state["layers.1.mixer.D_b"])
+    assert all(torch.equal(value, new[name]) for name, value in task.decoder.state_dict().items())
+    task({"clip": torch.randint(256, (1, 16, 160, 160, 3), dtype=torch.uint8), "draw": torch.tensor([1])})
+
+
+def test_the_published_pair_has_the_published_number_of_parameters() -> None:
+    settings = {"backbone": {"encoder": {"name": "mamba"}}, "decoder": {"block": "mamba", "width": 768, "depth": 1}}
+    with torch.device("meta"):
+        task = MaskedAutoencoder(MaeConfig.model_validate(settings))
+    count = {name: parameter.numel() for name, parameter in task.named_parameters()}
+    encoder = sum(number for name, number in count.items() if name.startswith(("backbone.", "norm.")))
+    assert (encoder, sum(count.values())) == (58_990_592, 64_570_880)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mien.models.backbone import BackboneConfig, Task
+from mien.models.decoder import DecoderConfig
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.mae import DecoderConfig, MaeConfig, MaskedAutoencoder
+from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.models.masking import complement
 from mien.models.published import published_name
 
