@@ -99,12 +99,14 @@ class Attention(nn.Module):
         """
         heads, m = self.heads, k.shape[1]
         k, v = (rearrange(y, "b m (h e) -> h (b m) e", h=heads) for y in (k * (x.shape[2] // heads) ** -0.5, v))
+        bias = rearrange((k * self.q_bias.view(heads, 1, -1).to(k.dtype)).sum(-1), "h (b m) -> b (h m) 1", m=m)
         keys = torch.bmm(k, self.q.weight.unflatten(0, (heads, -1)))
         values = torch.bmm(v, rearrange(self.proj.weight, "c (h e) -> h e c", h=heads))
+        values = values + (self.proj.bias / heads).to(values.dtype)  # a head's weights add up to 1
         keys, values = (rearrange(y, "h (b m) c -> b (h m) c", m=m) for y in (keys, values))
-        bias = rearrange(torch.bmm(k, self.q_bias.view(heads, -1, 1)), "h (b m) 1 -> b (h m) 1", m=m)
-        scores = (torch.bmm(keys, x.mT) + bias).unflatten(1, (heads, m))
-        return torch.bmm(scores.softmax(dim=2).flatten(1, 2).mT, values) + self.proj.bias.to(values.dtype)
+        # Laid out so that the tokens and their gradients are never transposed; the few scores are, for the softmax.
+        scores = (torch.bmm(x, keys.mT).mT.contiguous() + bias).unflatten(1, (heads, m))
+        return torch.bmm(scores.softmax(dim=2).flatten(1, 2).mT.contiguous(), values)
 
 
 class Mlp(nn.Module):
