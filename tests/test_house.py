@@ -20,6 +20,7 @@ RAY_FILES = {
     "platform/trial.py",
     "platform/gauges.py",
     "platform/cluster.py",
+    "platform/cluster_file.py",
     "platform/preflight.py",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "core", "misc", "engine", "manager"}

@@ -15,7 +15,7 @@ from mien.experiments.tune_dfew import TuneConfig, try_space
 from mien.platform import config as settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "configs"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "clusters")
 # By the first word of a recipe's name.
 CONFIGS: dict[str, type[BaseModel]] = {
     "encoders": EncodersConfig,
