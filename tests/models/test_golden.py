@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mien.models import attention
 from mien.models.backbone import BackboneConfig, Task
@@ -143,8 +143,9 @@ def test_autoencoders_have_the_published_number_of_parameters(encoder: Any, dept
 def products(task: Task, batch: dict[str, Tensor]) -> float:
     """Return 10^9 multiply-accumulates of a forward pass; half the operations counted."""
     task.requires_grad_(False)
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # which the counter does not know
-    with FlopCounterMode(display=False, custom_mapping={fused: sdpa_flop}) as counter:
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
+    counted = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         task.predict(batch)
     return counter.get_total_flops() / 2e9
 
