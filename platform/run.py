@@ -8,33 +8,25 @@ refused. After `truncate_after` the records are those of a run that was never in
 import hashlib
 import json
 import math
-import os
-import platform
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel
 from tensorboardX import SummaryWriter
 
-import mien
 from mien.platform import checkpoint, gauges
 from mien.platform.config import ConfigError, rebuild
+from mien.platform.ownership import refuse_strangers
+from mien.platform.provenance import environment, refuse_secrets, this_command
 from mien.platform.storage import storing, write_whole
-
-PACKAGES = ("ray", "torch", "numpy", "optuna")
 
 
 class RunError(ValueError):
@@ -57,13 +49,16 @@ class Run:
         """Make the folder of a run, or go on with it if it holds the same config.
 
         `config` is complete. A setting that an earlier version of a config class did not have counts as its default,
-        which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config.
+        which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config,
+        OwnerError if somebody else made it, and SecretError if a secret would be recorded.
         """
         given, file = plain(config), output / "config.yaml"
         here = environment(seed, command or this_command())
+        refuse_secrets(flat(given) | {"the command line": here["command"]})
         with storing(output):
             output.mkdir(parents=True, exist_ok=True)
             if file.exists():
+                refuse_strangers(output)
                 there = yaml.safe_load(file.read_text(encoding="utf-8"))
                 refuse_other(output, completed(type(config), there) if isinstance(config, BaseModel) else there, given)
                 first = json.loads((output / "environment.json").read_text(encoding="utf-8"))
@@ -165,42 +160,6 @@ def differences(there: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
     lines = [f"\n  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} given" for key in keys[:20]]
     return "".join(lines) + (f"\n  and {len(keys) - 20} more" if len(keys) > 20 else "")
-
-
-def environment(seed: int, command: str) -> dict[str, Any]:
-    """Say where a run was started and with what: the commit, versions, devices, command and time."""
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "commit": commit(),
-        "command": command,
-        "seed": seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "mien": mien.__version__,  # type: ignore[attr-defined]  # mypy sees the folder instead of mien.py
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "devices": devices,
-    }
-
-
-def commit() -> str | None:
-    """Return mien's commit, with `-dirty` after local changes, or None where it is not a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-
-
-def this_command() -> str:
-    """Return the command line of this program, as a shell would take it again."""
-    return shlex.join(["python", *sys.argv])
 
 
 def finite(value: float | None) -> float | None:

@@ -29,7 +29,7 @@ def test_a_run_folder_says_with_what_and_by_which_command_it_was_made(tmp_path: 
     assert found["seed"] == 7
     assert found["command"] == "python experiments/x.py 'a b'"
     assert found["versions"].keys() == {"mien", "python", "ray", "torch", "numpy", "optuna"}
-    assert found.keys() == {"commit", "command", "seed", "started", "versions", "platform", "cpus", "devices"}
+    assert found.keys() == {"commit", "command", "seed", "started", "versions", "host", "platform", "cpus", "devices"}
 
 
 def test_the_same_config_goes_on_and_keeps_what_was_said_first(tmp_path: Path) -> None:
