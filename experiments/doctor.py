@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mien.data_pipelines.fingerprint import PUBLISHED
 from mien.models import description, published, tasks
-from mien.models.backbone import BackboneConfig, FeatureTask, Task
+from mien.models.backbone import BackboneConfig, Task
 from mien.models.expression import Expression, ExpressionConfig
 from mien.models.loading import Report, load_backbone, load_strictly
 from mien.models.lora import LoraConfig, merged
@@ -101,7 +101,7 @@ def filled(weights: Weights) -> Task:
     """Return the task of some weights. Raises ValueError where they do not fit, by name."""
     task = tasks.build(weights.config)
     if weights.published:
-        published.load(task, weights.state)
+        published.load(task, weights.state, own="mien" in weights.about)
     else:
         load_strictly(task, weights.state, {}, {})
     return task
@@ -121,16 +121,27 @@ def pretrained_backbone(path: str, asked: BackboneConfig) -> BackboneConfig:
 
 
 def load_pretrained(
-    task: FeatureTask, path: str, norm: Literal["new", "pretrained"], source: BackboneConfig | None
+    task: Task, path: str, norm: Literal["new", "pretrained"], source: BackboneConfig | None, *, ema: bool = False
 ) -> Report:
     """Load the backbone of a published file or of one of our runs into a task that begins to learn.
 
-    `source` is the file's backbone where it is to be adapted. A run's adapters are added to its weights.
+    An autoencoder takes a decoder as well, where there is one. `source` is the file's backbone where it is to be
+    adapted, `ema` asks for the moving average of a run's weights. A run's adapters are added to its weights.
     """
     if Path(path).is_file():
-        return published.load(task, published.read_state(path), norm, head="new", source=source)
-    lora, state = checkpoint.about(Path(path))["task"].get("lora"), checkpoint.weights(Path(path))
+        state, beside = published.read_file(path)
+        return published.load(task, state, norm, head="new", source=source, own="mien" in beside)
+    lora, state = checkpoint.about(Path(path))["task"].get("lora"), checkpoint.weights(Path(path), ema)
     return load_backbone(task, merged(state, LoraConfig.model_validate(lora)) if lora else state, norm, source)
+
+
+def check_average(path: str | None) -> None:
+    """Raise ConfigError where `path` is no run with a moving average of its weights."""
+    if path is None or not Path(path).is_dir() or not checkpoint.has_average(Path(path)):
+        raise ConfigError(
+            f"pretrained_ema begins with the moving average of a run's weights, but {path} holds none: it comes from "
+            "loop.ema_decay of the run that pretrains; leave pretrained_ema out to begin with its own weights"
+        )
 
 
 def trained_on(path: str) -> Any:
@@ -196,7 +207,7 @@ def as_pretrained(weights: Weights) -> Report:
     backbone = weights.config.backbone
     task = Expression(ExpressionConfig(backbone=backbone, pool="patch"))
     if weights.published:
-        return published.load(task, weights.state, head="new")
+        return published.load(task, weights.state, head="new", own="mien" in weights.about)
     lora = getattr(weights.config, "lora", None)
     return load_backbone(task, merged(weights.state, lora) if lora else weights.state)
 

@@ -25,7 +25,7 @@ from mien.data_pipelines.fingerprint import Fingerprint
 from mien.data_pipelines.fold import DataConfig, Fold, open_clips
 from mien.data_pipelines.reading import Files
 from mien.data_pipelines.unreadable import DropCount
-from mien.experiments.doctor import load_pretrained, pretrained_backbone, trained_on
+from mien.experiments.doctor import check_average, load_pretrained, pretrained_backbone, trained_on
 from mien.models import tasks
 from mien.models.adaptation import AdaptConfig, adapted_config
 from mien.models.backbone import BackboneConfig, FeatureTask
@@ -52,6 +52,7 @@ class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
     pretrained: str | None = Field(
         None, description="run folder or checkpoint of a pretraining, or a published .pth file; null: from scratch"
     )
+    pretrained_ema: bool = Field(False, description="begin with the moving average of the pretraining run's weights")
     adapt: AdaptConfig = AdaptConfig()
     pretrained_norm: bool = Field(False, description="start the pooled norm from the autoencoder's; published: new")
     drop_path: float = Field(0.1, description="stochastic depth of the last block while fine-tuning", ge=0, lt=1)
@@ -93,6 +94,8 @@ def check_labels(config: FinetuneConfig, fold: Fold) -> None:
 def completed(config: FinetuneConfig) -> FinetuneConfig:
     """Return the config with the backbone of the checkpoint, if there is one, and stochastic depth of fine-tuning."""
     backbone = config.task.backbone
+    if config.pretrained_ema:
+        check_average(config.pretrained)
     if config.pretrained is not None:
         saved = pretrained_backbone(config.pretrained, backbone)
         if backbone not in (saved, BackboneConfig()):
@@ -142,9 +145,9 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
     assert isinstance(task, FeatureTask)
     if config.pretrained is not None:
         norm: Literal["pretrained", "new"] = "pretrained" if config.pretrained_norm else "new"
-        adapts = config.adapt != AdaptConfig()
-        source = pretrained_backbone(config.pretrained, BackboneConfig()) if adapts else None
-        print(f"{config.pretrained}: {load_pretrained(task, config.pretrained, norm, source)}")
+        source = None if config.adapt == AdaptConfig() else pretrained_backbone(config.pretrained, BackboneConfig())
+        report = load_pretrained(task, config.pretrained, norm, source, ema=config.pretrained_ema)
+        print(f"{config.pretrained}: {report}")
     return task
 
 

@@ -28,11 +28,13 @@ from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.mixing import separated
 from mien.data_pipelines.reading import ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
+from mien.experiments.doctor import load_pretrained, pretrained_backbone, trained_on
 from mien.experiments.probe import ProbeConfig, measure, open_probe
+from mien.models.loading import Report
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 from mien.platform import checkpoint, cluster, pictures, trainer
 from mien.platform.cluster import ClusterConfig
-from mien.platform.config import dump, parse, plain, rebuild, run_program
+from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
 from mien.platform.optim import OptimConfig, told_rate
 from mien.platform.preflight import FORCE, preflight
@@ -66,6 +68,9 @@ class PretrainConfig(BaseModel, frozen=True, extra="forbid"):
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig()
     task: MaeConfig = MaeConfig()
+    pretrained: str | None = Field(
+        None, description="run folder, checkpoint or published file whose weights pretraining goes on from; null: none"
+    )
     optim: OptimConfig = OptimConfig(lr=3e-4, min_lr=1e-5, betas=(0.9, 0.95))
     loop: LoopConfig = LoopConfig(batch_size=160, checkpoint_every=1000)
     trainer: TrainerConfig = TrainerConfig()
@@ -94,7 +99,32 @@ def open_data(config: PretrainConfig) -> tuple[Manifest, ReadConfig]:
 def inputs(config: PretrainConfig, manifest: Manifest, read: ReadConfig) -> dict[str, Fingerprint]:
     """Return the fingerprint of what is trained on, as the run folder and the checkpoints keep it."""
     parts = {"train": len(manifest)}
-    return {"trained_on": fingerprint(manifest, read=read, parts=parts, path=config.data.manifest)}
+    found = {"trained_on": fingerprint(manifest, read=read, parts=parts, path=config.data.manifest)}
+    return found if config.pretrained is None else found | {"pretrained_on": trained_on(config.pretrained)}
+
+
+def make_task(config: PretrainConfig, begins: bool) -> tuple[MaskedAutoencoder, Report | None]:
+    """Return the autoencoder, with the weights that it goes on from where the run begins, and what they gave.
+
+    Raises ValueError where those are of another encoder, or their fixed positions of another grid.
+    """
+    torch.manual_seed(config.loop.seed)
+    task, here = MaskedAutoencoder(config.task), config.task.backbone
+    if config.pretrained is None or not begins:
+        return task, None
+    there = pretrained_backbone(config.pretrained, here)
+    if there.encoder.name != here.encoder.name:
+        raise ConfigError(
+            f"pretrained holds the encoder {there.encoder.name}, but task.backbone.encoder is {here.encoder.name}; "
+            "pretrain the same one"
+        )
+    grids = [backbone.table_grid or backbone.tubes.grid for backbone in (there, here)]
+    if here.fixed_positions and grids[0] != grids[1]:
+        raise ConfigError(
+            f"the fixed positions of {config.pretrained} are those of {grids[0]} tubes, but here there are {grids[1]}; "
+            f"set task.backbone.table_grid={list(grids[0])}, and they are stretched"
+        )
+    return task, load_pretrained(task, config.pretrained, "pretrained", there)
 
 
 def worker(settings: dict[str, Any]) -> None:
@@ -103,8 +133,7 @@ def worker(settings: dict[str, Any]) -> None:
     here = trainer.here()
     run = Run(output)
     manifest, read = open_data(config)
-    torch.manual_seed(config.loop.seed)
-    task = MaskedAutoencoder(config.task).to(here.device)
+    task = make_task(config, begins=checkpoint.newest(output / "checkpoints") is None)[0].to(here.device)
 
     def batches(start_step: int) -> Iterator[dict[str, torch.Tensor]]:
         stream = clips.stream(
@@ -217,10 +246,12 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
     if config.probe:
         open_probe(config.probe, frames=read.sampling.frames, size=read.size)
     clips.Share.of(0, config.trainer.most, config.loop.seed, config.loop.batch_size)
+    newest = checkpoint.newest(output / "checkpoints")
+    if config.pretrained is not None and newest is None:
+        print(f"{config.pretrained}: {make_task(config, begins=True)[1]}", flush=True)
     Run.start(output, config, seed=config.loop.seed).close()
     write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
     total = config.loop.total_steps(len(manifest))
-    newest = checkpoint.newest(output / "checkpoints")
     if newest is not None and checkpoint.number(newest) >= total:
         print(f"{output}: finished, {total:,} steps")
         return

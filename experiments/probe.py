@@ -4,7 +4,8 @@
 
 The first word is a run folder, one of its checkpoints or a published file. A logistic regression and the nearest
 neighbours learn from train clips and are judged on validation, which holds other people where they are known; test
-clips stay closed. It prints the UAR of both, writes probe.json, and takes no more than `max_clips` of either part.
+clips stay closed. It prints the UAR of both with 95 % intervals over people, writes probe.json, and takes no more than
+`max_clips` of either part.
 Pretraining does the same as it goes on: `probe.manifest=` and `probe.every_epochs=` of pretrain.py.
 """
 
@@ -90,14 +91,16 @@ def open_probe(config: ProbeConfig, *, frames: int, size: int) -> Probe:
 
 
 def measure(task: Task, probe: Probe, device: torch.device, precision: Precision) -> dict[str, float]:
-    """Return `uar_linear` and `uar_knn` of a task's features; the task stays as it is."""
+    """Return `uar_linear` and `uar_knn` of a task's features, with their intervals; the task stays as it is."""
     labels = np.array([-1 if label is None else label for label in probe.manifest.column("label")])
     parts = []
     for rows in (probe.train, probe.val):
         views = reading.local_views(probe.manifest, rows, BATCH, probe.read, threads=probe.config.threads)
         seen, x = linear_probe.features(task, views, device, precision)
         parts.append((x, labels[seen]))
-    return linear_probe.probe(parts[0], parts[1], probe.config.neighbours)
+    subjects = [probe.manifest.column("subject")[row] for row in seen]
+    people = None if None in subjects else np.unique(np.array(subjects, dtype=str), return_inverse=True)[1]
+    return linear_probe.probe(parts[0], parts[1], probe.config.neighbours, people)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -117,12 +120,21 @@ def main(argv: Sequence[str]) -> None:
     found = {"pretrained": measure(filled(weights).to(device), probe, device, config.precision)}
     if config.random:
         found["random"] = measure(tasks.build(weights.config).to(device), probe, device, config.precision)
-    table([{"encoder": name, **numbers, "chance": chance} for name, numbers in found.items()])
+    table([{"encoder": name, **shown(numbers), "chance": f"{chance:.3f}"} for name, numbers in found.items()])
     output = call.output or Path("output/probed")
     output.mkdir(parents=True, exist_ok=True)
     about = {"file": config.file, "manifest": config.manifest, "fingerprint": probe.manifest.fingerprint()}
     sizes = {"num_train_clips": len(probe.train), "num_clips": len(probe.val), "chance": chance}
     write_whole(output / "probe.json", json.dumps(about | sizes | found, indent=1) + "\n")
+
+
+def shown(numbers: dict[str, float]) -> dict[str, str]:
+    """Return a probe's scores with their intervals, for a table."""
+    names = {"linear": "uar_linear", "neighbours": "uar_knn"}
+    return {
+        f"UAR, {words}": f"{numbers[name]:.3f} [{numbers[f'{name}_low']:.3f}, {numbers[f'{name}_high']:.3f}]"
+        for words, name in names.items()
+    }
 
 
 def probe_group(probe: Probe) -> str:

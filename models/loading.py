@@ -73,19 +73,23 @@ def load_strictly(
 
 
 def load_backbone(
-    task: FeatureTask,
+    task: Task,
     state: Mapping[str, Tensor],
     norm: Literal["new", "pretrained"] = "new",
     source: BackboneConfig | None = None,
 ) -> Report:
     """Load the backbone of another task's state dict (keys as ours) into `task`; everything else stays as it is.
 
-    The published system starts with a new pooled norm (but where the first token stands for all); norm="pretrained"
-    takes the autoencoder's final one. `source` is the backbone of the weights where it is to be adapted. Raises
-    ValueError where names or shapes do not fit.
+    An autoencoder takes all of another one. The published system starts with a new pooled norm (but where the first
+    token stands for all); norm="pretrained" takes the autoencoder's final one. `source` is the backbone of the weights
+    where it is to be adapted. Raises ValueError where names or shapes do not fit.
     """
+    if not isinstance(task, FeatureTask) and "mask_token" in state:
+        return load_strictly(task, state, {}, {}, source)
     taken = {name: value for name, value in state.items() if name.startswith("backbone.")}
-    if task.first_token and "norm.weight" in state:
+    if not isinstance(task, FeatureTask):
+        norm = "new"
+    elif task.first_token and "norm.weight" in state:
         norm = "pretrained"
     if norm == "pretrained":
         if "norm.weight" not in state:

@@ -230,6 +230,11 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
+def has_average(path: Path) -> bool:
+    """Say whether the newest checkpoint of a run folder, or a checkpoint, holds the moving average of its weights."""
+    return (find(path) / "ema.safetensors").is_file()
+
+
 def read_weights(path: Path, ema: bool) -> dict[str, Tensor]:
     """Read one of the two weight files of a checkpoint."""
     file = path / ("ema.safetensors" if ema else "weights.safetensors")

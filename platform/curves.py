@@ -17,11 +17,12 @@ LETTERING = 13  # least distance of two names below one another
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a line chart; points whose y is not finite leave a gap."""
+    """One line of a line chart; points whose y is not finite leave a gap. `band` is the low and the high of each."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def _thin(series: Series, most: int) -> np.ndarray:
@@ -54,8 +55,10 @@ def lines(
     colours: Sequence[str] = COLOURS,
 ) -> str:
     """Draw one line a series, named at its end; long ones as means of neighbours, a single one on its min-max band."""
-    thin = [_thin(one, max(MAX_POINTS // len(series), LEAST_POINTS)) for one in series]
-    every = np.concatenate([part[1] for part in thin])
+    most = max(MAX_POINTS // len(series), LEAST_POINTS)
+    thin = [_thin(one, most) for one in series]
+    bands = [[_thin(Series("", one.x, edge), most)[:2] for edge in one.band or ()] for one in series]
+    every = np.concatenate([part[1] for part in thin] + [edge[1] for band in bands for edge in band])
     every = every[np.isfinite(every)]
     if not len(every):
         return drawing(WIDTH, 40, label, [write(0, 24, "no finite value was recorded", "note")])
@@ -86,12 +89,17 @@ def lines(
         parts.append(rule(left, to_y(reference[0]), right, to_y(reference[0]), "reference"))
         parts.append(write(left + 4, to_y(reference[0]) - 4, reference[1], "note"))
     ends: list[tuple[float, str, str]] = []
-    for one, (x, mean, lowest, highest), colour in zip(series, thin, itertools.cycle(colours), strict=False):
+    for one, (x, mean, lowest, highest), band, colour in zip(
+        series, thin, bands, itertools.cycle(colours), strict=False
+    ):
         if not several and len(one.x) > MAX_POINTS:
             there = np.isfinite(mean)
             over = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], highest[there], strict=True)]
             under = [(to_x(a), min(max(to_y(b), top), bottom)) for a, b in zip(x[there], lowest[there], strict=True)]
             parts.append(f'<path d="{_path(over + under[::-1])}Z" class="band series {colour}"/>')
+        edges = [[(to_x(a), to_y(b)) for a, b in zip(*edge, strict=True) if math.isfinite(b)] for edge in band]
+        if edges and all(edges):
+            parts.append(f'<path d="{_path(edges[1] + edges[0][::-1])}Z" class="band series {colour}"/>')
         points = [(to_x(a), to_y(b)) for a, b in zip(x, mean, strict=True)]
         parts.append(f'<path d="{_path(points)}" class="line series {colour}"/>')
         solid = [point for point in points if math.isfinite(point[1])]

@@ -1,7 +1,8 @@
 """What frozen features know: a linear classifier and the nearest neighbours on them, scored by UAR.
 
 An encoder is not changed by it, so it tells in a minute, and while pretraining goes on, whether pretraining helps.
-Both are fitted to train alone, with fixed settings, so that validation chooses nothing.
+Both are fitted to train alone, with fixed settings, so that validation chooses nothing. Each score comes with its 95 %
+interval, a bootstrap over the people that are judged, as of all scores.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from mien.platform.loop import Precision, autocast
-from mien.platform.scores import recall
+from mien.platform.scores import bootstrap, class_scores, confusions, recall
 
 PENALTY = 0.1  # C of the logistic regression on features of deviation 1: more of it changes little, less overfits
 MOST_ITERATIONS = 3000
@@ -43,15 +44,26 @@ def features(
 
 
 def probe(
-    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], neighbours: int = 10
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    neighbours: int = 10,
+    people: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Return `uar_linear` and `uar_knn` on validation; both parts are (features (n, d), labels (n,)).
+    """Return `uar_linear` and `uar_knn` on validation, each with `_low` and `_high`, the ends of its 95 % interval.
 
-    Logistic regression with classes weighted alike; cosine neighbours weighted by nearness.
+    Both parts are (features (n, d), labels (n,)); `people` (n,) are the numbers, from 0, of those judged, where they
+    are known. Logistic regression with classes weighted alike; cosine neighbours weighted by nearness.
     """
     linear = make_pipeline(
         StandardScaler(), LogisticRegression(C=PENALTY, max_iter=MOST_ITERATIONS, class_weight="balanced")
     )
     nearest = KNeighborsClassifier(min(neighbours, len(train[0])), weights="distance", metric="cosine")
-    models = {"uar_linear": linear, "uar_knn": nearest}
-    return {name: recall(val[1], model.fit(*train).predict(val[0])) for name, model in models.items()}
+    draws = bootstrap(np.arange(len(val[1])) if people is None else people, seed=0)
+    classes = int(max(train[1].max(), val[1].max())) + 1
+    found = {}
+    for name, model in (("uar_linear", linear), ("uar_knn", nearest)):
+        answers = model.fit(*train).predict(val[0])
+        resampled = class_scores(confusions(val[1] * classes + answers, draws, classes))["uar"]
+        low, high = np.nanpercentile(resampled, (2.5, 97.5)).tolist()
+        found |= {name: recall(val[1], answers), f"{name}_low": low, f"{name}_high": high}
+    return found

@@ -31,10 +31,16 @@ def _fold_curves(folds: Mapping[str, Run], name: str, words: str, what: str) -> 
 
 def _probe_curve(run: Run) -> list[Html]:
     """Return the lines of what classifiers on frozen features scored, or nothing if there was no probe."""
-    known = {"linear": "probe/uar_linear", "neighbours": "probe/uar_knn"}
-    series = [Series(words, *run.values(name)) for words, name in known.items() if len(run.values(name)[0]) > 1]
+    series, last = [], []
+    for words, name in (("linear", "probe/uar_linear"), ("neighbours", "probe/uar_knn")):
+        (steps, values), (_, low), (_, high) = (run.values(f"{name}{end}") for end in ("", "_low", "_high"))
+        band = (low, high) if len(low) == len(high) == len(steps) else None  # runs of earlier versions have none
+        if len(steps) > 1:
+            series.append(Series(words, steps, values, band))
+            last += [f"{words} {values[-1]:.3f}" + (f" [{low[-1]:.3f}, {high[-1]:.3f}]" if band else "")]
     words = "Validation UAR of frozen features"
-    caption = "Classifiers on labelled clips, from before the first step on; the encoder learns nothing from them."
+    caption = "Classifiers on labelled clips, from before the first step on; the encoder learns nothing from them. "
+    caption += "Bands are 95 % bootstrap intervals over the people judged. At the end: " + ", ".join(last) + "."
     return [figure(lines(series, words), caption, words)] if series else []
 
 

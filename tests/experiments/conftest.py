@@ -81,7 +81,8 @@ def recipes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     # The demo's three stand in a folder of their own.
     study = {"trials": 1, "cpus_per_trial": 0.5}
     trees |= {"demo/world": WORLD, "demo/pretrain": trees["pretrain"]}
-    trees["demo/study"] = trees["tune_dfew"] | {"folds": [1], "study": study}
+    of_pretrained = fine | {"task": {"name": "combined", "pool": "all"}}
+    trees["demo/study"] = trees["tune_dfew"] | {"folds": [1], "study": study, "finetune": of_pretrained}
     trees["encoders"] = {"encoders": ENCODERS}
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "demo").mkdir()

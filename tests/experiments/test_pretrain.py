@@ -97,12 +97,16 @@ def test_a_probe_and_more_sheets_leave_the_weights_as_they_are_and_are_shown(
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights(folder).items())
     found = {line["step"]: line for line in records(folder / "metrics.jsonl") if "probe/uar_linear" in line}
     assert list(found) == [0, 2, 4, 6]
-    assert all(0 <= line[f"probe/uar_{name}"] <= 1 for line in found.values() for name in ("linear", "knn"))
+    for line in found.values():
+        for name in ("probe/uar_linear", "probe/uar_knn"):
+            assert 0 <= line[f"{name}_low"] <= line[name] <= line[f"{name}_high"] <= 1
     assert sorted(path.name for path in (folder / "reconstructions").iterdir()) == [
         "step_00000003.png", "step_00000006.png",
     ]  # fmt: skip
     report.main([str(folder), "--output", str(tmp_path / "report.html")])
-    assert "Validation UAR of frozen features" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    low, score, high = (f"{found[6][f'probe/uar_linear{end}']:.3f}" for end in ("_low", "", "_high"))
+    assert "Validation UAR of frozen features" in page and f"linear {score} [{low}, {high}]" in page
 
 
 @pytest.mark.ray
@@ -113,6 +117,20 @@ def test_two_clips_of_a_video_are_learned_under_one_mask(
     folder = tmp_path / "run"
     pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(folder), *words])
     assert [line["step"] for line in records(folder / "metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.ray
+def test_a_pretraining_goes_on_from_the_weights_of_another(
+    pretrained: Path, recipes: dict[str, Path], weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The rate is too small to move anything, so the weights are still those of the first.
+    still = ["optim.lr=1e-30", "optim.min_lr=0", "optim.weight_decay=0", "loop.steps=3", f"pretrained={pretrained}"]
+    pretrain.main(["--config", str(recipes["pretrain"]), "--output", str(tmp_path / "run"), *still])
+    before, after = weights(pretrained), weights(tmp_path / "run")
+    assert f"{len(before)} parameters loaded" in capsys.readouterr().out
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    known = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    assert known["pretrained_on"] == json.loads((pretrained / "inputs.json").read_text())["trained_on"]
 
 
 def test_a_probe_of_a_set_without_classes_is_refused_before_there_is_a_folder(

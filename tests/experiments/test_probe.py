@@ -44,4 +44,6 @@ def test_pretrained_and_random_features_are_told_beside_chance(
     shown = capsys.readouterr().out
     assert "pretrained" in shown and "random" in shown and "of other people" in shown
     told = json.loads((tmp_path / "probe.json").read_text())
-    assert told["chance"] == 1 / 7 and 0 <= told["pretrained"]["uar_linear"] <= 1
+    found = told["pretrained"]
+    assert told["chance"] == 1 / 7 and 0 <= found["uar_linear_low"] <= found["uar_linear"] <= found["uar_linear_high"]
+    assert f"{found['uar_knn']:.3f} [{found['uar_knn_low']:.3f}, {found['uar_knn_high']:.3f}]" in shown

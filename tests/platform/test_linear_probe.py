@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +19,25 @@ def parts(signal: float) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarra
 
 def test_classes_that_features_hold_are_found_by_both() -> None:
     found = probe(*parts(signal=2.0))
-    assert min(found.values()) > 0.95 and set(found) == {"uar_linear", "uar_knn"}
+    assert min(found.values()) > 0.9 and min(found["uar_linear"], found["uar_knn"]) > 0.95
+    assert set(found) == {f"uar_{name}{end}" for name in ("linear", "knn") for end in ("", "_low", "_high")}
 
 
 def test_features_without_classes_score_chance() -> None:
-    assert all(abs(value - 0.25) < 0.12 for value in probe(*parts(signal=0.0)).values())
+    found = probe(*parts(signal=0.0))
+    for name in ("uar_linear", "uar_knn"):
+        assert abs(found[name] - 0.25) < 0.12
+        assert found[f"{name}_low"] < 0.25 < found[f"{name}_high"]
+
+
+def test_the_interval_is_over_people_where_they_are_known() -> None:
+    train, val = parts(signal=0.5)
+    clips, people, one = (probe(train, val, people=who) for who in (None, np.arange(120) // 24, np.zeros(120, int)))
+    assert clips["uar_linear"] == people["uar_linear"] == one["uar_linear"]
+    assert 0.08 < clips["uar_linear_high"] - clips["uar_linear_low"] < 0.3
+    assert clips["uar_linear_low"] != people["uar_linear_low"]
+    # Where all clips are of one person, every draw is the same.
+    assert one["uar_knn_low"] == pytest.approx(one["uar_knn"]) and one["uar_knn_high"] == pytest.approx(one["uar_knn"])
 
 
 def test_a_part_smaller_than_the_neighbours_still_votes() -> None:
