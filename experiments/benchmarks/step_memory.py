@@ -39,7 +39,7 @@ RATE = OptimConfig(lr=1e-6, scale_lr=False, warmup_steps=1)
 class StepMemoryConfig(BaseModel, frozen=True, extra="forbid"):
     """What is measured, and how often."""
 
-    batch_sizes: tuple[int, int] = Field((8, 16), description="clips of the two steps whose difference tells a clip's")
+    batch_sizes: tuple[int, int] = Field((4, 16), description="clips of the two steps whose difference tells a clip's")
     timed_clips: int = Field(4, description="clips of the steps that are timed", gt=0)
     rounds: int = Field(3, description="turns of timed steps, with and without; medians are compared", gt=0)
     threads: int | None = Field(None, description="torch threads; null: torch's own choice", gt=0)
@@ -133,6 +133,7 @@ def measure(config: ExpressionConfig | MaeConfig, asked: StepMemoryConfig) -> di
     kept, again = found["kept"], found["run again"]
     return found | {
         "memory_a_clip_divided_by": kept["mib_a_clip"] / again["mib_a_clip"],
+        "peak_divided_by": kept["peak_mib"][str(sizes[1])] / again["peak_mib"][str(sizes[1])],
         "time_multiplied_by": again["step_seconds"] / kept["step_seconds"],
     }
 
@@ -153,7 +154,9 @@ def main(argv: Sequence[str]) -> None:
         "pretrain": measure(config.mae, config),
     }
     rows = [
-        {"step": name, "activations": which, "MiB a clip": figures["mib_a_clip"], "seconds": figures["step_seconds"]}
+        {"step": name, "activations": which, "MiB a clip": figures["mib_a_clip"]}
+        | {f"MiB of {clips} clips": peak for clips, peak in figures["peak_mib"].items()}
+        | {"seconds": figures["step_seconds"]}
         for name in ("finetune", "pretrain")
         for which, figures in result[name].items()
         if isinstance(figures, dict)
@@ -163,7 +166,8 @@ def main(argv: Sequence[str]) -> None:
         price = result[name]
         print(
             f"{name}: activation checkpointing takes {price['time_multiplied_by']:.2f} times the time and "
-            f"1/{price['memory_a_clip_divided_by']:.1f} of the memory a clip"
+            f"1/{price['memory_a_clip_divided_by']:.1f} of the memory a clip, 1/{price['peak_divided_by']:.1f} of that "
+            f"of {config.batch_sizes[1]}"
         )
     print(json.dumps(result, indent=1))
     if call.output:

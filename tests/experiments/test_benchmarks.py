@@ -11,7 +11,7 @@ import pytest
 
 from mien.data_pipelines.gaze_labels import with_gaze
 from mien.data_pipelines.manifest import build
-from mien.experiments.benchmarks import learning, memory, relabelling, step_memory
+from mien.experiments.benchmarks import inference, learning, memory, relabelling, step_memory
 from mien.platform import config as settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,12 +102,23 @@ def test_a_students_gain_is_the_degrees_by_which_its_error_is_smaller() -> None:
 def test_the_memory_of_a_step_is_told_with_the_price_of_saving_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["tubes.frames=4", "tubes.size=32", "encoder.width=32", "encoder.depth=8", "encoder.heads=2"]
+    small = ["tubes.frames=4", "tubes.size=32", "encoder.width=32", "encoder.depth=6", "encoder.heads=2"]
     words = [f"{part}.backbone.{word}" for part in ("task", "mae") for word in [*small, "encoder.region=[2,2,2]"]]
-    asked = ["batch_sizes=[8,16]", "timed_clips=2", "rounds=1", "mae.mask.ratio=0.5", "mae.decoder.width=32"]
+    asked = ["batch_sizes=[8,16]", "timed_clips=1", "rounds=1", "mae.mask.ratio=0.5", "mae.decoder.width=32"]
     step_memory.main([*words, *asked, "mae.decoder.heads=2", "--output", str(tmp_path / "m.json")])
     found = json.loads((tmp_path / "m.json").read_text())
     for name in ("finetune", "pretrain"):
         assert found[name]["memory_a_clip_divided_by"] > 1 and found[name]["time_multiplied_by"] > 0
         assert found[name]["kept"]["mib_of_moments"] == found[name]["run again"]["mib_of_moments"] > 0
     assert "finetune: activation checkpointing takes" in capsys.readouterr().out
+
+
+def test_every_way_of_inference_answers_as_the_eager_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["tubes.frames=4", "tubes.size=16", "tubes.patch=8", "encoder.width=16", "encoder.depth=1"]
+    words = [f"task.backbone.{word}" for word in [*small, "encoder.heads=2", "encoder.region=[1,2,2]"]]
+    inference.main([*words, "compile=false", "batch_sizes=[1,3]", "rounds=1", "--output", str(tmp_path / "i.json")])
+    found = json.loads((tmp_path / "i.json").read_text())
+    assert {"eager fp32", "eager bf16", "exported fp32"} <= {row["way"] for row in found["ways"]}
+    assert {row["clips"] for row in found["ways"]} == {1, 3} and all(row["clips/s"] > 0 for row in found["ways"])
+    assert all(row["gaze off by"] < 1e-6 for row in found["ways"] if row["way"].endswith("fp32"))
+    assert "over eager fp32" in capsys.readouterr().out
