@@ -14,7 +14,6 @@ within seconds, which meets the recovery.
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from mien.platform.storage import write_whole
 ROOT = Path(__file__).resolve().parents[2]
 Part = Literal["one worker", "two workers", "study"]
 LOOK_SECONDS = 0.1
+FUTILE = 20  # drivers that may end by themselves
 SHOWN = 12  # lines of a driver that ended by itself
 
 
@@ -80,7 +80,6 @@ def run(job: Job, cluster: Raylets, config: ChaosConfig, kills: int, label: str)
     """Run a job to its end, killing on the way; raises ChaosError when it does not go on."""
     chance = random.Random(f"{config.seed} {label}")
     events = Events()
-    environment = cluster.environment | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, str(ROOT / "experiments" / job.words[0]), *job.words[1:]]
     log = job.output.parent / "driver.log"
     back: dict[str, float] = {}  # when a node is started again
@@ -95,7 +94,9 @@ def run(job: Job, cluster: Raylets, config: ChaosConfig, kills: int, label: str)
                     if driver is not None and driver.returncode != -9:
                         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN:]
                         events.ended.append(f"exit code {driver.returncode}:\n" + "\n".join(last))
-                    driver = subprocess.Popen(words, stdout=said, stderr=said, env=environment, start_new_session=True)
+                    driver = subprocess.Popen(
+                        words, stdout=said, stderr=said, env=cluster.environment, start_new_session=True
+                    )
                     events.drivers += 1
                 time.sleep(LOOK_SECONDS)
                 now, done = time.monotonic(), job.done()
@@ -189,7 +190,6 @@ def main(argv: Sequence[str]) -> None:
     found: dict[str, Any] = {}
     prepare.prepare_world(WORLD, output / "world")
     with on_sigterm(end_now), Raylets(config.nodes, config.cpus_per_node, 200, output / "nodes") as cluster:
-        os.environ.update({name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
         for part in config.parts:
             found[part] = disturb(part, config, output, output / "world", cluster)
             write_whole(output / "chaos.json", json.dumps(found, indent=1) + "\n")

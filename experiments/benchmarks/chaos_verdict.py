@@ -1,6 +1,9 @@
 """What a disturbed job left, beside what an undisturbed one left: equal, or what differs in words."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +17,15 @@ from optuna.trial import TrialState
 from mien.data_pipelines.manifest import Manifest
 from mien.experiments.benchmarks.raylets import Raylets
 from mien.platform import checkpoint, used
-from mien.platform import cluster as ray_cluster
-from mien.platform.cluster import ClusterConfig
 from mien.platform.run import records
 
 GONE_SECONDS = 90.0  # that Ray has to end what a job had
+ASK = """
+import json
+from mien.platform.cluster import ClusterConfig, connect, remains
+with connect(ClusterConfig(address={address!r})):
+    print(json.dumps(remains()))
+"""
 VOLATILE = ("seconds", "wait_seconds")  # of a step's record
 OURS_TO_KEEP = ("IDLE", "TrainController", "DashboardAgent", "RuntimeEnvAgent", "Watcher", "Coordinator", "Actor")
 
@@ -106,8 +113,10 @@ def left(cluster: Raylets, output: Path) -> list[str]:
     until = time.monotonic() + GONE_SECONDS
     while True:
         busy = [words for words in cluster.processes().values() if kind_of(words) or "TrainController" in words]
-        with ray_cluster.connect(ClusterConfig(address=cluster.address)):
-            remains = ray_cluster.remains()
+        # In a process of its own: this one cannot change the token that it shows.
+        ask = [sys.executable, "-c", ASK.format(address=cluster.address)]
+        said = subprocess.run(ask, env=cluster.environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+        remains = json.loads(said.splitlines()[-1])
         if not (busy or remains) or time.monotonic() > until:
             break
         time.sleep(1)

@@ -22,6 +22,8 @@ from types import TracebackType
 START_SECONDS = 120.0
 STARTED = "Ray runtime started"
 HEAD = "head"
+PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_worker_register_timeout_seconds": "300"}
 MARK = "MIEN_NODE"  # the variable by which a node's processes are known
 
 
@@ -53,6 +55,8 @@ class Raylets:
             "RAY_USAGE_STATS_ENABLED": "0",
             "TMPDIR": str(self.files),
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            **PATIENCE,
         }
         self._nodes: dict[str, Node] = {}
         self._names = [HEAD, *map(str, range(nodes))]
@@ -93,7 +97,9 @@ class Raylets:
         self.clear(name)
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         common = ["--node-ip-address=127.0.0.1", f"--object-store-memory={self._store}"]
-        common += ["--dashboard-agent-listen-port=0", f"--temp-dir={self._folder / 'ray'}"]
+        common += [f"--temp-dir={self._folder / 'ray'}"]
+        # Of a port that is not given a node waits only seconds to hear, and ends if the machine is busy.
+        common += [f"--{part}-port={free_port()}" for part in PORTS]
         if name == HEAD:
             own = ["--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false"]
             own += [f"--ray-client-server-port={free_port()}"]
