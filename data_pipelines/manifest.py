@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from mien.data_pipelines.roots import located, outside, shared_root
 from mien.data_pipelines.unfinished import unfinished
 
 SCHEMA_VERSION = 2  # 1 had no column behind `fold`, and is read as if they were null
@@ -125,7 +126,11 @@ class Manifest:
 
     @staticmethod
     def read(path: str | Path, root: str | None = None) -> "Manifest":
-        """Read what `write` wrote; `root` replaces the folder that paths are relative to, where the data have moved."""
+        """Read what `write` wrote; `root` replaces the folder that paths are relative to, where the data have moved.
+
+        Raises ManifestError also where a path leaves the root: somebody else's manifest shall not have us read what
+        its maker liked. A root of one's own, `/` at the widest, says that it may.
+        """
         path = Path(path)
         if not path.is_file():
             raise ManifestError(
@@ -144,7 +149,7 @@ class Manifest:
             )
         for name in _LATER if version == FIRST_VERSION else ():
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-        return checked(
+        made = checked(
             Manifest(
                 table=table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks(),
                 classes=tuple(about["classes"]),
@@ -154,6 +159,13 @@ class Manifest:
                 notes=tuple(about["notes"]),
             )
         )
+        if path_outside := outside(made.root, made.table["path"].combine_chunks()):
+            raise ManifestError(
+                f"{path}: clips must lie below the root that paths start from, {made.root}, but there is "
+                f"{path_outside}. If you trust who made it, allow it by a root that holds all: data.root=/ for files, "
+                "or the address that all begin with"
+            )
+        return made
 
 
 def build(
@@ -180,7 +192,8 @@ def build(
 def concat(manifests: Sequence[Manifest]) -> Manifest:
     """Return one manifest of several, in their order; where ids meet, every id gets its dataset in front.
 
-    Classes must agree (a manifest without classes joins any). Roots that differ are written into the paths.
+    Classes must agree (a manifest without classes joins any). Roots that differ are written into the paths, and what
+    they share is the new root: nothing, where files are joined with addresses.
     """
     assert manifests
     classes = {manifest.classes for manifest in manifests if manifest.classes}
@@ -198,19 +211,12 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
         Manifest(
             table=table,
             classes=classes.pop() if classes else (),
-            root=roots.pop() if len(roots) == 1 else "",
+            root=shared_root(roots),
             name="+".join(manifest.name for manifest in manifests),
             rejected=tuple(item for manifest in manifests for item in manifest.rejected),
             notes=tuple(note for manifest in manifests for note in manifest.notes),
         )
     )
-
-
-def located(root: str, path: str) -> str | Path:
-    """Return where a row's `path` stands; a URL is text, because a Path takes one of its two slashes away."""
-    if "://" in path:
-        return path
-    return f"{root.rstrip('/')}/{path}" if "://" in root else Path(root) / path
 
 
 def _with_absolute_paths(manifest: Manifest) -> pa.Table:

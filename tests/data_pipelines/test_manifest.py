@@ -121,9 +121,63 @@ def test_manifests_are_joined() -> None:
     joined = concat([one, two])
     assert joined.column("video") == ["clip 0", "clip 1", "clip 5"]
     assert joined.column("path") == ["/data/videos/clip 0.mp4", "/data/videos/clip 1.mp4", "/other/videos/clip 5.mp4"]
-    assert (joined.classes, joined.root, joined.name) == (CLASSES, "", "toy+other")
+    assert (joined.classes, joined.root, joined.name) == (CLASSES, "/", "toy+other")
     # One root stays as it is, and equal ids are told apart by their datasets.
     same = concat([one, build([row(0, dataset="other")], CLASSES, "/data", "other")])
     assert same.root == "/data" and same.column("video") == ["toy/clip 0", "toy/clip 1", "other/clip 0"]
     with pytest.raises(ManifestError, match="same classes"):
         concat([one, build([row(9)], ("sad", "happy"), "/data", "other")])
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "outside"),
+    [
+        ("/data", "a/b.mp4", False),
+        ("/data", "a/../b.mp4", False),
+        ("/data", "/data/a.mp4", False),
+        ("/data", "a..b/..c.mp4", False),
+        ("/data", "../secret.mp4", True),
+        ("/data", "a/../../secret.mp4", True),
+        ("/data", "/etc/passwd", True),
+        ("/data", "/database/a.mp4", True),
+        ("/data", "file:///etc/passwd", True),
+        ("/data", "http://169.254.169.254/latest", True),
+        ("data", "../secret.mp4", True),
+        ("/", "/anywhere/a.mp4", False),
+        ("s3://bucket/faces", "a.mp4", False),
+        ("s3://bucket/faces", "s3://bucket/faces/a.mp4", False),
+        ("s3://bucket/faces", "s3://bucket/other/a.mp4", True),
+        ("s3://bucket/faces", "../other/a.mp4", True),
+        ("s3://bucket/faces", "s3://bucket/faces/../other/a.mp4", True),
+        ("s3://bucket/faces", "file:///etc/passwd", True),
+    ],
+)
+def test_a_path_that_leads_out_of_the_root_is_refused_when_read(
+    root: str, path: str, outside: bool, tmp_path: Path
+) -> None:
+    row = {"video": "a", "path": path, "dataset": "toy", "frames": 4, "height": 8, "width": 8}
+    build([row], (), root, "toy").write(tmp_path / "toy.parquet")
+    if outside:
+        with pytest.raises(ManifestError, match="must lie below the root"):
+            Manifest.read(tmp_path / "toy.parquet")
+    else:
+        Manifest.read(tmp_path / "toy.parquet")
+
+
+def test_a_root_of_ones_own_allows_what_lies_below_it(tmp_path: Path) -> None:
+    row = {"video": "a", "path": "/elsewhere/a.mp4", "dataset": "toy", "frames": 4, "height": 8, "width": 8}
+    build([row], (), "/data", "toy").write(tmp_path / "toy.parquet")
+    for root in ("/", "/elsewhere"):
+        assert Manifest.read(tmp_path / "toy.parquet", root=root).root == root
+
+
+def test_joined_sets_have_the_root_that_holds_all() -> None:
+    row = {"video": "a", "path": "a.mp4", "dataset": "toy", "frames": 4, "height": 8, "width": 8}
+
+    def joined(*roots: str) -> Manifest:
+        return concat([build([row | {"dataset": root}], (), root, "toy") for root in roots])
+
+    assert joined("/data/a", "/data/b").root == "/data"
+    assert joined("/data/a", "/data/b").column("path") == ["/data/a/a.mp4", "/data/b/a.mp4"]
+    assert joined("s3://a", "s3://b/c").root == "s3://"
+    assert joined("s3://a", "/data").root == ""
