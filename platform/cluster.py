@@ -18,11 +18,13 @@ from pathlib import Path
 import ray
 from pydantic import BaseModel, Field
 from ray._private.state import actors  # the public list of actors needs a dashboard
+from ray._private.worker import get_dashboard_url
 from ray.util.placement_group import placement_group_table
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
 ANSWER_SECONDS = 10
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in what `ray job submit` starts
 
 # Read by Ray in the driver and, for RAY_TRAIN_*, handed by it to the controller and the workers.
 ENVIRONMENT = {
@@ -42,7 +44,11 @@ ENVIRONMENT = {
 class ClusterConfig(BaseModel, frozen=True, extra="forbid"):
     """Which cluster, and what a cluster started here may use."""
 
-    address: str = Field("local", description='"local" starts Ray on this machine; "auto" or HOST:PORT joins a cluster')
+    address: str = Field(
+        "local",
+        description='"local": the cluster of the `ray job` that this is, else one started on this machine; "auto" or '
+        "HOST:PORT joins a cluster",
+    )
     num_cpus: int | None = Field(None, ge=1, description="CPUs a local cluster offers; all of the machine's when unset")
     num_gpus: int | None = Field(None, ge=0, description="GPUs a local cluster offers; all visible ones when unset")
     object_store_gib: float | None = Field(
@@ -82,9 +88,9 @@ def connect(config: ClusterConfig, about: Mapping[str, str] | None = None) -> It
     # Announces on every start that the (default) token authentication is on.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     job = ray.job_config.JobConfig(metadata=dict(about or {}))
-    if config.dashboard or config.address != "local":  # who asks for it is the dashboard
+    if config.dashboard or config.address != "local" or in_a_job():  # who asks for it is the dashboard
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    if config.address == "local":
+    if config.address == "local" and not in_a_job():
         check_shared_memory(config)
         here = ray.init(
             address="local",
@@ -102,20 +108,26 @@ def connect(config: ClusterConfig, about: Mapping[str, str] | None = None) -> It
                 flush=True,
             )
     else:
-        check_answers(config.address)
+        address = "auto" if config.address == "local" else config.address
+        check_answers(address)
         try:
             ray.init(
-                address=config.address,
+                address=address,
                 logging_level=logging.ERROR,
                 log_to_driver=config.worker_output,
                 job_config=job,
             )
         except ConnectionError as error:
-            raise _nobody(config.address, error) from error
+            raise _nobody(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def in_a_job() -> bool:
+    """Return whether this program was started by `ray job submit`: then its cluster is there already."""
+    return JOB in os.environ
 
 
 def check_answers(address: str) -> None:
@@ -210,9 +222,15 @@ def worker_shortage(
     return None
 
 
-def trials_at_once(*, cpus_per_trial: float, gpus_per_trial: float) -> int:
-    """Return how many trials the cluster holds at a time; raise ClusterError when not even one fits on a node."""
-    at_once = sum(int(min(_times(node.cpus, cpus_per_trial), _times(node.gpus, gpus_per_trial))) for node in nodes())
+def trials_at_once(*, cpus_per_trial: float, gpus_per_trial: float, workers: int = 1) -> int:
+    """Return how many trials of so many workers the cluster holds at a time; raise ClusterError when not even one."""
+    fits = sum(int(min(_times(node.cpus, cpus_per_trial), _times(node.gpus, gpus_per_trial))) for node in nodes())
+    at_once = fits // workers
+    if fits and not at_once:
+        raise ClusterError(
+            f"a trial of {workers} workers with {cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs each would wait "
+            f"for ever: {fits} fit. Lower study.workers_per_trial or join a larger cluster. It has {describe()}."
+        )
     if at_once < 1:
         raise ClusterError(
             f"a trial of {cpus_per_trial:g} CPUs and {gpus_per_trial:g} GPUs fits on no node and would wait for ever. "
@@ -224,6 +242,16 @@ def trials_at_once(*, cpus_per_trial: float, gpus_per_trial: float) -> int:
 def _times(offered: float, taken: float) -> float:
     """Return how often `taken` fits in `offered`, without limit when nothing is taken."""
     return float("inf") if taken == 0 else (offered + 1e-9) // taken
+
+
+def check_dashboard() -> None:
+    """Raise ClusterError on a cluster without a dashboard, of which Ray asks what a killed training had reserved."""
+    if not get_dashboard_url():
+        raise ClusterError(
+            "trials of several workers need Ray's dashboard: without it, what one that was stopped had reserved is "
+            "never free again, and all others wait for ever. Set cluster.dashboard=true or study.workers_per_trial=1, "
+            "or join a cluster that has one"
+        )
 
 
 def remains() -> list[str]:

@@ -11,7 +11,16 @@ import pytest
 import ray
 
 from mien.platform import cluster
-from mien.platform.cluster import ClusterConfig, ClusterError, Node, check_answers, check_shared_memory, worker_shortage
+from mien.platform.cluster import (
+    JOB,
+    ClusterConfig,
+    ClusterError,
+    Node,
+    check_answers,
+    check_shared_memory,
+    connect,
+    worker_shortage,
+)
 
 
 def shortage(nodes: list[Node], workers: int, cpus: float, gpus: float = 0, data_cpus: float = 1) -> str | None:
@@ -123,6 +132,16 @@ def test_a_killed_driver_takes_its_cluster_along(tmp_path: Path, processes: Any)
         left = processes.wait_until_gone(started - agents)
         processes.end(agents)
         assert not left
+
+
+def test_a_submitted_job_joins_the_cluster_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv(JOB, "{}")  # as Ray sets it, with the address, where it runs a job
+    monkeypatch.setenv("RAY_ADDRESS", gone)
+    with pytest.raises(ClusterError, match=gone), connect(ClusterConfig(address="local")):
+        pass
+    assert not ray.is_initialized()
 
 
 def test_an_address_where_nobody_listens_is_said_at_once() -> None:
