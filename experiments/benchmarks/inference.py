@@ -9,6 +9,7 @@ Without `run=` the model is `task`, newly drawn: its speed is that of a trained 
 `task.backbone.encoder.name=vit`. What a way cannot do is said, and it is left out.
 """
 
+import copy
 import json
 import statistics
 import time
@@ -73,8 +74,7 @@ def ways_of(
             left_out.append(f"compiled: {str(error).strip().splitlines()[0]}")
         else:
             ways |= {"compiled fp32": compiled, "compiled bf16": bf16(torch.compile(Answering(task), dynamic=False))}
-    program = exported(task.cpu())
-    task.to(device)
+    program = exported(copy.deepcopy(task).cpu())
     if device.type == "cuda":
         program = move_to_device_pass(program, device)
     ways["exported fp32"] = program.module()

@@ -49,10 +49,10 @@ def test_a_share_of_the_workers_counts_not_the_batch(recipes: dict[str, Path]) -
 def test_a_runs_steps_are_tried_in_processes_of_their_own(
     recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["pretrain", "--config", str(recipes["pretrain"]), "--output", str(tmp_path), "fit.most=2"]
+    words = ["pretrain", "--config", str(recipes["pretrain"]), "--output", str(tmp_path), "fit.most=1"]
     batch_size.main([*words, "fit.memory_gib=6"])
     found = json.loads((tmp_path / "batch_size.json").read_text())
-    assert [one["clips"] for one in found["tried"]] == [1, 2]
+    assert [one["clips"] for one in found["tried"]] == [1]
     assert all(one["clips_a_second"] > 0 and 50e6 < one["bytes"] < 6e9 for one in found["tried"])
     assert "limit 5.4 GiB: 0.9 of 6.0 GiB asked for" in capsys.readouterr().out
 
@@ -60,9 +60,9 @@ def test_a_runs_steps_are_tried_in_processes_of_their_own(
 def test_a_model_that_is_too_large_ends_in_a_message_and_not_in_a_kill(
     recipes: dict[str, Path], tmp_path: Path
 ) -> None:
-    words = ["finetune", "--config", str(recipes["finetune"]), "--output", str(tmp_path), "fit.memory_gib=1"]
-    with pytest.raises(ConfigError, match=r"not even one clip at a time fits into 921\.6 MiB"):
-        batch_size.main([*words, "task.backbone.encoder.width=2048", "task.backbone.encoder.depth=4"])
+    words = ["finetune", "--config", str(recipes["finetune"]), "--output", str(tmp_path), "fit.memory_gib=0.5"]
+    with pytest.raises(ConfigError, match=r"not even one clip at a time fits into 460\.8 MiB"):
+        batch_size.main([*words, "task.backbone.encoder.width=1024", "task.backbone.encoder.depth=4"])
     assert list(tmp_path.iterdir()) == []
 
 
