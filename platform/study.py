@@ -25,6 +25,7 @@ from mien.platform import pareto
 from mien.platform.run import Run
 from mien.platform.space import Space
 from mien.platform.storage import storing, write_whole
+from mien.platform.study_storage import OnlyWriter
 
 Objective = Literal["uar", "war", "angular_error_deg"]
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
@@ -85,7 +86,7 @@ class Study:
         with storing(folder):
             (folder / "trials").mkdir(parents=True, exist_ok=True)
         self.optuna = optuna.create_study(
-            storage=f"sqlite:///{folder.absolute() / 'study.db'}",
+            storage=OnlyWriter(f"sqlite:///{folder.absolute() / 'study.db'}"),
             study_name=folder.absolute().name,
             directions=[DIRECTIONS[name] for name in config.objectives],
             pruner=optuna.pruners.SuccessiveHalvingPruner(config.grace_folds, config.reduction_factor, 0),
