@@ -136,6 +136,15 @@ class Raylets:
             end(pid)
         return bool(daemons)
 
+    def drain(self, name: str, seconds: int) -> None:
+        """Say that a node will be taken away, as a cloud says of a spot machine; what runs there may go on so long."""
+        names = [words for words in self.processes(name).values() if "--node_id=" in words]
+        identity = names[0].split("--node_id=")[1].split()[0]
+        call = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.address}"]
+        call += [f"--node-id={identity}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        call += [f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run(call, env=self.environment, check=True, stdout=subprocess.DEVNULL)
+
     def processes(self, name: str | None = None) -> dict[int, str]:
         """Return the command of every process of a node, or of all, also of those whose parent has ended."""
         found = {}
