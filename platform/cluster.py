@@ -102,6 +102,7 @@ def connect(config: ClusterConfig, about: Mapping[str, str] | None = None) -> It
             log_to_driver=config.worker_output,
             job_config=job,
         )
+        keep_token_private()
         if here.dashboard_url:
             print(
                 f"dashboard: http://{here.dashboard_url}, for whoever holds the token (`ray get-auth-token`)",
@@ -123,6 +124,13 @@ def connect(config: ClusterConfig, about: Mapping[str, str] | None = None) -> It
         yield
     finally:
         ray.shutdown()
+
+
+def keep_token_private() -> None:
+    """Take Ray's token away from the machine's other users, whom Ray lets read it: whoever has it runs code as us."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.geteuid():
+        token.chmod(0o600)
 
 
 def in_a_job() -> bool:
