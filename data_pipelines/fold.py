@@ -1,19 +1,21 @@
 """The clips of one run: a manifest, split for one fold, and how its rows become clips."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from pydantic import Field
 
-from mien.data_pipelines import reading, splits
+from mien.data_pipelines import mixing, reading, splits
 from mien.data_pipelines.augment import AugmentConfig
 from mien.data_pipelines.fingerprint import Fingerprint, fingerprint
 from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.mixing import MixingConfig
-from mien.data_pipelines.reading import ReadConfig
+from mien.data_pipelines.reading import Files, ReadConfig
 from mien.data_pipelines.sampling import SamplingConfig
 from mien.data_pipelines.splits import Split, SplitConfig
-from mien.data_pipelines.unreadable import DropLimit
+from mien.data_pipelines.unreadable import DropCount, DropLimit, Dropped
 
 
 class DataConfig(DropLimit, frozen=True, extra="forbid"):
@@ -48,6 +50,41 @@ class Fold(NamedTuple):
             protocol=self.split.protocol,
             path=path,
         )
+
+    def batches(
+        self,
+        config: "DataConfig",
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        note: Callable[[Dropped], None],
+        *,
+        mixed: bool,
+        sources: Files | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield training batches from a step on, without end; `note` hears of clips that could not be read.
+
+        `part` is what one of several workers takes of each. Raises DroppedTooManyError.
+        """
+        stream = reading.local_batches(
+            self.manifest,
+            self.split.train,
+            batch_size,
+            seed,
+            self.read,
+            start_step=start_step,
+            threads=config.threads,
+            sources=sources,
+            part=part,
+        )
+        count = DropCount(config, "data")
+        for step, (arrays, dropped) in enumerate(stream, start=start_step):
+            for record in dropped:
+                note(record)
+            count.add(len(arrays["row"]) + len(dropped), dropped)
+            batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            yield mixing.mix(batch, seed + step, config.mixing) if mixed else batch
 
 
 def open_clips(config: DataConfig, *, frames: int, size: int, gaze: bool, per_frame: bool) -> Fold:

@@ -186,11 +186,13 @@ def local_batches(
     steps: int | None = None,
     threads: int = 1,
     sources: Files | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Generator[tuple[Batch, list[Dropped]], None, None]:
     """Yield (batch, dropped) for `steps` steps, or without end, of the stream over the manifest lines `rows`.
 
-    Step s holds positions s * batch_size up to (s + 1) * batch_size, the same for any `threads` and any `start_step`.
-    A batch also holds `position`. `sources`, made by `load_manifest`, stands in for the files.
+    Step s holds positions s * batch_size up to (s + 1) * batch_size, the same for any `threads` and any `start_step`;
+    with `part`, places in a batch from the first to before the last, what one of several workers takes of it. A batch
+    also holds `position`. `sources`, made by `load_manifest`, stands in for the files.
     """
 
     def read(item: tuple[int, int, int]) -> Example | Dropped:
@@ -210,9 +212,10 @@ def local_batches(
 
     rows = np.asarray(rows, dtype=np.int64)
     wanted = count(start_step) if steps is None else range(start_step, start_step + steps)
-    parts = (stream(rows, seed, step * batch_size, (step + 1) * batch_size) for step in wanted)
+    first, last = part or (0, batch_size)
+    parts = (stream(rows, seed, step * batch_size + first, step * batch_size + last) for step in wanted)
     results = in_order(read, (item for part in parts for item in part.items()), threads, ahead=2 * batch_size)
-    while step_results := list(islice(results, batch_size)):
+    while step_results := list(islice(results, last - first)):
         examples = [result for result in step_results if "clip" in result]
         yield collate(examples, config), [result for result in step_results if "clip" not in result]
 

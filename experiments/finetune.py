@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor
 
-from mien.data_pipelines import mixing, reading
+from mien.data_pipelines import reading
 from mien.data_pipelines.fingerprint import Fingerprint
 from mien.data_pipelines.fold import DataConfig, Fold, open_clips
 from mien.data_pipelines.reading import Files
-from mien.data_pipelines.unreadable import DropCount
 from mien.experiments.doctor import check_average, load_pretrained, pretrained_backbone, trained_on
 from mien.models import tasks
 from mien.models.adaptation import AdaptConfig, adapted_config
@@ -41,6 +40,9 @@ from mien.platform.run import Interrupt, Run, differences, interruptible
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.training import check_schedule, device_here, run_training
+
+if TYPE_CHECKING:  # alone, a run needs no Ray
+    from mien.platform.worker import Here
 
 LabelledTask = Annotated[ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
 
@@ -152,27 +154,13 @@ def make_task(config: FinetuneConfig) -> FeatureTask:
 
 
 def training_batches(
-    config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Files | None
+    config: FinetuneConfig, fold: Fold, run: Run, start_step: int, sources: Files | None, here: "Here | None" = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield mixed batches from a step on; unreadable clips go to dropped.jsonl and may not become too many."""
-    stream = reading.local_batches(
-        fold.manifest,
-        fold.split.train,
-        config.loop.batch_size,
-        config.loop.seed,
-        fold.read,
-        start_step=start_step,
-        threads=config.data.threads,
-        sources=sources,
-    )
-    mix = "gaze" not in tasks.labels_of(config.task)  # what is between two clips looks nowhere
-    count = DropCount(config.data, "data")
-    for step, (arrays, dropped) in enumerate(stream, start=start_step):
-        for record in dropped:
-            run.dropped(record)
-        count.add(config.loop.batch_size, dropped)
-        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
-        yield mixing.mix(batch, config.loop.seed + step, config.data.mixing) if mix else batch
+    """Yield this worker's part of the batches from a step on; unreadable clips go to dropped.jsonl, and may be few."""
+    mixed = "gaze" not in tasks.labels_of(config.task)  # what is between two clips looks nowhere
+    size, seed = config.loop.batch_size, config.loop.seed
+    part = (here.rank * size // here.world, (here.rank + 1) * size // here.world) if here else None
+    return fold.batches(config.data, size, seed, start_step, run.dropped, mixed=mixed, sources=sources, part=part)
 
 
 def train_gaze(fold: Fold) -> np.ndarray | None:
@@ -202,35 +190,45 @@ def validate(
 
 
 def finetune(
-    config: FinetuneConfig, output: Path, sources: Files | None = None, interrupt: Interrupt | None = None
+    config: FinetuneConfig,
+    output: Path,
+    sources: Files | None = None,
+    interrupt: Interrupt | None = None,
+    here: "Here | None" = None,
 ) -> dict[str, Any]:
     """Train on one fold and score its validation clips; a folder that is finished only gives its scores back.
 
-    `sources` are the manifest's encoded files where they are in memory already (`reading.load_manifest`).
+    `sources` are the manifest's encoded files where they are in memory already (`reading.load_manifest`). Of several
+    workers, which `here` tells apart, the first writes, validates and returns the scores; the others return none.
     """
-    record = output / "scores.json"
+    record, first = output / "scores.json", here is None or here.rank == 0
     if record.is_file():
-        Run.start(output, config, seed=config.loop.seed)
+        if first:
+            Run.start(output, config, seed=config.loop.seed)
         return json.loads(record.read_text(encoding="utf-8"))
     given = config
     config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
-    task = make_task(config).to(device_here())
-    with Run.start(output, given, seed=config.loop.seed) as run:
+    device = here.device if here else device_here()
+    task = make_task(config).to(device)
+    with Run.start(output, given, seed=config.loop.seed) if first else Run(output) as run:
         about: dict[str, Any] = {"task": plain(config.task), "classes": fold.manifest.classes, "fold": config.data.fold}
         about |= {"fingerprint": fold.manifest.fingerprint(), "protocol": fold.split.protocol}
         about |= {"inputs": inputs(config, fold)}
-        write_whole(output / "inputs.json", json.dumps(about["inputs"], indent=1) + "\n")
+        if first:
+            write_whole(output / "inputs.json", json.dumps(about["inputs"], indent=1) + "\n")
         state = run_training(
             task,
-            lambda start_step: training_batches(config, fold, run, start_step, sources),
+            lambda start_step: training_batches(config, fold, run, start_step, sources, *([here] if here else [])),
             config.optim,
             config.loop,
             run,
             num_clips=len(fold.split.train),
             about=about,
             label=output.name,
-            interrupt=interrupt,
+            **(here.told() if here else {"interrupt": interrupt}),
         )
+        if not first:
+            return {}
         seed, gaze = config.loop.seed, train_gaze(fold)
         by_weights: dict[str, Any] = {}  # both where there is an average; the last is what counts
         order = ("own", "ema") if config.evaluate_ema else ("ema", "own")

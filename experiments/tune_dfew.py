@@ -32,8 +32,9 @@ from mien.platform.run import Run, interruptible
 from mien.platform.shortcomings import Needs
 from mien.platform.space import Choice, Range, Space
 from mien.platform.study import Record, StudyConfig
-
 from mien.platform.watching import trial_rows
+from mien.platform.worker import Here
+
 # What is searched, by the dotted names of the fine-tuning settings.
 SPACE: Space = {
     "task.alpha": Range(low=0.1, high=10, log=True),
@@ -120,13 +121,16 @@ def first_fold(config: TuneConfig, folds: dict[str, dict[str, Any]]) -> tuple[Fi
     return finetune.opened(with_overrides(config.finetune, next(iter(folds.values()))))
 
 
-def judge(params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any]) -> dict[str, float]:
-    """Fine-tune one configuration on one fold in a trial's process; return its validation scores."""
+def judge(
+    params: dict[str, Any], fold: str, folder: Path, context: dict[str, Any], here: Here | None = None
+) -> dict[str, float]:
+    """Fine-tune one configuration on one fold in a trial's process, one of several with `here`; return its scores."""
     base = rebuild(FinetuneConfig, context["finetune"])
     config = with_overrides(base, params | context["folds"][fold])
     sources = clips.shared(context["clips"][config.data.manifest])
-    found = finetune.finetune(config, folder, sources)
-    checkpoint.settle(folder / "checkpoints")
+    found = finetune.finetune(config, folder, sources, here=here)
+    if here is None or here.rank == 0:
+        checkpoint.settle(folder / "checkpoints")
     return {name: found[name] for name in ("uar", "war", "angular_error_deg") if name in found}
 
 

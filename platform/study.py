@@ -49,8 +49,14 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
     start_points: tuple[dict[str, Any], ...] = Field((), description="configurations tried first; may be partial")
     seed: int = Field(0, ge=0, description="seed of the sampler")
     concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as the cluster holds")
-    cpus_per_trial: float = Field(1, gt=0, description="CPUs of a trial")
-    gpus_per_trial: float = Field(0, ge=0, description="GPUs of a trial; a fraction shares one")
+    cpus_per_trial: float = Field(1, gt=0, description="CPUs of a trial, of each of its workers")
+    gpus_per_trial: float = Field(0, ge=0, description="GPUs of a trial, of each worker; a fraction shares one")
+    workers_per_trial: int = Field(
+        1,
+        ge=1,
+        description="processes that share each batch of a trial, one device each, where one is too small or too slow; "
+        "more than 1 takes some 20 seconds a fold to start, and needs Ray's dashboard (cluster.dashboard=true)",
+    )
     keep: Literal["front", "all"] = Field(
         "front",
         description="whose weights are kept: those of trials that may still win (the winner or its front), or all",

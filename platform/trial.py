@@ -7,10 +7,11 @@ and the actor needs neither PyTorch nor the study. A task whose process is lost 
 failed, and Tune starts it again.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -19,8 +20,15 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mien.platform import gauges
+from mien.platform.storage import write_whole
+
+if TYPE_CHECKING:  # the actor needs no PyTorch
+    from mien.platform.study import StudyConfig
 
 PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
+# What a fold's task has that only waits for its workers. A share of a CPU, however small, would leave no whole one for
+# the last of them on a node that is full.
+WAITING = {"memory": 2**20}
 NAMED = 2  # searched settings in a trial's name; trial.json has all
 
 
@@ -34,9 +42,11 @@ class Trial(tune.Trainable):
         folds: Sequence[str] = (),
         folder: str = "",
         resources: Mapping[str, float] | None = None,
+        trainer: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin before the first fold; `work` holds a reference to (judge, context), which only the folds open."""
         (self.work,), self.folds, self.folder, self.resources = work, folds, Path(folder), dict(resources or {})
+        self.trainer = trainer
         self.number = 0
 
     def step(self) -> dict[str, Any]:
@@ -46,15 +56,16 @@ class Trial(tune.Trainable):
         self.number += 1
         task = ray.remote(judge_fold).options(
             name=f"{self!r} fold {told(fold, self.number, len(self.folds))}",
-            num_cpus=self.resources["CPU"],
+            num_cpus=self.resources.get("CPU", 0),
             num_gpus=self.resources.get("GPU", 0),
+            memory=self.resources.get("memory", 0),
             max_retries=0,
             # What the fold itself starts has resources of its own.
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=False),
         )
         name = f"{self.folder.name} {self!r}"
         try:
-            scores = ray.get(task.remote(self.work, self.config, fold, str(self.folder), name))
+            scores = ray.get(task.remote([self.work], self.config, fold, str(self.folder), name, self.trainer))
         except RayTaskError as error:
             raise error.cause from None  # what the fold raised, as if it had been raised here
         numbers = {f"{PREFIX}{key}": float(value) for key, value in scores.items()}
@@ -64,17 +75,53 @@ class Trial(tune.Trainable):
         return named(self.config["number"], self.config["params"])
 
 
-def judge_fold(work: tuple[Any, Any], config: dict[str, Any], fold: str, folder: str, name: str) -> dict[str, float]:
-    """Judge one fold of a configuration, saying so in this task's log; return its scores."""
-    judge, context = work
+def judge_fold(
+    work: Sequence[ray.ObjectRef],
+    config: dict[str, Any],
+    fold: str,
+    folder: str,
+    name: str,
+    trainer: Mapping[str, Any] | None,
+) -> dict[str, float]:
+    """Judge one fold of a configuration, here or on workers, saying so in this task's log; return its scores."""
     place = Path(folder) / "trials" / config["id"] / f"fold_{fold}"
     gauges.belong(study=Path(folder).name, trial=f"{config['number']:04}")
     print(f"{name} fold {fold}: in {place}, {config['params']}", flush=True)
     began = time.monotonic()
-    scores = dict(judge(config["params"], fold, place, context))
+    if trainer is None:
+        judge, context = ray.get(work[0])
+        scores = dict(judge(config["params"], fold, place, context))
+    else:
+        scores = judge_together(work, config["params"], fold, place, trainer, name)
     told = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
     print(f"{name} fold {fold}: {told}; took {time.monotonic() - began:.0f} s", flush=True)
     return scores
+
+
+def judge_together(
+    work: Sequence[ray.ObjectRef],
+    params: dict[str, Any],
+    fold: str,
+    place: Path,
+    settings: Mapping[str, Any],
+    label: str,
+) -> dict[str, float]:
+    """Judge one fold on several workers; each calls the judge, and the first one's scores count."""
+    from mien.platform import trainer  # only a trial of several workers needs it, and PyTorch with it
+
+    answer = place / "ray" / "scores.json"  # in what each start makes anew
+
+    def worker(config: dict[str, Any]) -> None:
+        judge, context = ray.get(work[0])
+        at = trainer.here()
+        scores = judge(config["params"], config["fold"], place, context, at)
+        if at.rank == 0:
+            write_whole(answer, json.dumps({key: float(value) for key, value in scores.items()}))
+
+    config = trainer.TrainerConfig.model_validate(dict(settings))
+    trainer.fit(worker, {"params": params, "fold": fold}, config, place, data_cpus=0, label=label)
+    found: dict[str, float] = json.loads(answer.read_text(encoding="utf-8"))
+    return found
 
 
 def named(number: int, params: Mapping[str, Any]) -> str:
@@ -90,13 +137,25 @@ def told(fold: str, number: int, count: int) -> str:
     return f"{number}/{count}" if fold == str(number) else f"{fold} ({number}/{count})"
 
 
-def trainable(
-    judge: Any, context: Any, folds: Sequence[str], folder: Path, cpus_per_trial: float, gpus_per_trial: float
-) -> type[Trial]:
+def trainable(judge: Any, context: Any, folds: Sequence[str], folder: Path, config: "StudyConfig") -> type[Trial]:
     """Return what Tune starts once a trial; `judge` and `context` travel by Ray's object store."""
-    resources = {"CPU": cpus_per_trial} | ({"GPU": gpus_per_trial} if gpus_per_trial else {})
+    resources = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if config.gpus_per_trial else {})
+    trainer = None
+    if config.workers_per_trial > 1:
+        trainer = {
+            "workers": config.workers_per_trial,
+            "cpus_per_worker": config.cpus_per_trial,
+            "gpu": config.gpus_per_trial > 0,
+            "max_failures": config.retries,
+        }
+        resources = dict(WAITING)
     made = tune.with_parameters(
-        Trial, work=[ray.put((judge, context))], folds=list(folds), folder=str(folder), resources=resources
+        Trial,
+        work=[ray.put((judge, context))],
+        folds=list(folds),
+        folder=str(folder),
+        resources=resources,
+        trainer=trainer,
     )
     # The first bundle is the actor's, and empty: the fold's task takes what is there.
     made = tune.with_resources(made, tune.PlacementGroupFactory([{}, resources]))

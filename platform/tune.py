@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from mien.platform import cluster, gauges
+from mien.platform.run import end_now, on_sigterm
 from mien.platform.space import Space
 from mien.platform.storage import StorageError, explain, free_bytes
 from mien.platform.study import Record, Study, StudyConfig, StudyError
 from mien.platform.trial import PREFIX, trainable
 
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
-# loss, where it must go on from what it left there and give the same scores.
-Judge = Callable[[dict[str, Any], str, Path, Any], Mapping[str, float]]
+# loss, where it must go on from what it left there and give the same scores. With study.workers_per_trial each worker
+# calls judge(params, fold, folder, context, here), and the first one's scores count.
+Judge = Callable[..., Mapping[str, float]]
 FULL_BYTES = 2**18  # free space below which a database that fails has met a full disk
 FRAMES = re.compile(r"(?m)^  File .*\n(?:    .*\n)*")  # of a stack in an error's text
 
@@ -64,12 +67,10 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
     """Run the trials that are left of a study."""
     config, output = book.config, book.folder
     if left := book.left():
-        at_once = config.concurrency or cluster.trials_at_once(
-            cpus_per_trial=config.cpus_per_trial, gpus_per_trial=config.gpus_per_trial
-        )
+        at_once = concurrency(config)
         sessions = output / "tune"
         tuner = tune.Tuner(
-            trainable(judge, context, book.folds, output, config.cpus_per_trial, config.gpus_per_trial),
+            trainable(judge, context, book.folds, output, config),
             tune_config=tune.TuneConfig(
                 search_alg=Asker(book), scheduler=Pruner(book), num_samples=left, max_concurrent_trials=at_once
             ),
@@ -85,12 +86,34 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
         # What a trial raised is in its record; Tune would print it here with its whole stack, twice.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
-            tuner.fit()
+            with on_sigterm(end_now):
+                tuner.fit()
         except TuneError as error:  # of ours, raised in a callback, Tune keeps the words and a stack
             cause = error.__context__
             while cause is not None and not isinstance(cause, StorageError | StudyError):
                 cause = cause.__context__
             raise cause or error from None
+
+
+def concurrency(config: StudyConfig) -> int:
+    """Return how many trials run at a time; raises ClusterError where none can."""
+    workers = config.workers_per_trial
+    fits = partial(
+        cluster.trials_at_once,
+        cpus_per_trial=config.cpus_per_trial,
+        gpus_per_trial=config.gpus_per_trial,
+        workers=workers,
+    )
+    if workers == 1:
+        return config.concurrency or fits()
+    # What a trial's workers take is not known to Tune, which would start trials that wait for one another.
+    cluster.check_dashboard()
+    if config.gpus_per_trial not in (0, 1):
+        raise StudyError(
+            f"a worker of a trial has a GPU or none, but study.gpus_per_trial={config.gpus_per_trial:g} with "
+            f"workers_per_trial={workers}; set it to 0 or 1"
+        )
+    return min(config.concurrency or fits(), fits())
 
 
 @contextmanager

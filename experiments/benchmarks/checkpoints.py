@@ -3,12 +3,14 @@
     python experiments/benchmarks/checkpoints.py [--output DIR] [key=value ...]
 
 Takes real optimiser steps of the recipe's pretraining model on drawn clips, saves its weights and AdamW's state in both
-ways in turns, and says what the step waited, how much longer steps took while a checkpoint was written beside them, and
-how long writing took. The copy that is written from is as large as a checkpoint. That both ways leave the same files
-is tried, tensor by tensor, on a state that training goes on from.
+ways in turns, and says what the step waited, how long writing took, and how much longer steps took while a checkpoint
+was written beside them: where no CPU is to spare, writing takes its time from the steps. The copy that is written from
+is as large as a checkpoint. That both ways leave the same files is tried, tensor by tensor, on a state that training
+goes on from.
 """
 
 import json
+import os
 import shutil
 import statistics
 import time
@@ -104,11 +106,10 @@ def measure(config: CheckpointsConfig, output: Path) -> dict[str, Any]:
     }
     for way, spent in seconds.items():
         found[way] = {name: statistics.median(values) for name, values in spent.items() if values} | {"all": spent}
-    slower = [max(value - step, 0) for value in seconds["in the background"]["beside"]]
-    writing = found["in the background"]
-    # A step that ran wholly beside the writing is slower by this share; writing lasts so long.
-    writing["slowed"] = statistics.median(slower) / step * writing["writes"] if slower else 0.0
-    found["stall_ratio"] = (writing["waits"] + writing["slowed"]) / found["before going on"]["waits"]
+    beside = seconds["in the background"]["beside"]
+    found["wait_ratio"] = found["in the background"]["waits"] / found["before going on"]["waits"]
+    found["beside_ratio"] = statistics.median(beside) / step if beside else None
+    found["cpus"] = len(os.sched_getaffinity(0))
     return found
 
 
@@ -118,13 +119,14 @@ def compare(config: CheckpointsConfig, output: Path) -> bool:
     torch.manual_seed(config.seed)
     task = MaskedAutoencoder(recipe.task).to(device_here())
     loop = LoopConfig(steps=2, batch_size=1, precision="bf16")
-    state = start(task, loop, recipe.optim)
+    optim = recipe.optim.model_copy(update={"warmup_steps": 0})
+    state = start(task, loop, optim)
     tubes = recipe.task.backbone.tubes
     batch = {
         "clip": torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8),
         "draw": torch.zeros(1, dtype=torch.int64),
     }
-    running = train(task, state, [batch] * 2, loop, recipe.optim, num_clips=2)
+    running = train(task, state, [batch] * 2, loop, optim, num_clips=2)
     next(running)
     for way, background in WAYS.items():
         with Saver(output / "same" / way.replace(" ", "_"), {}, background=background) as saver:
@@ -157,21 +159,25 @@ def main(argv: Sequence[str]) -> None:
     output = (call.output or Path("output/benchmarks/checkpoints")).absolute()
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    found = measure(call.config, output) | {"same_files": compare(call.config, output)}
+    found = measure(call.config, output)
+    write_whole(output / "checkpoints.json", json.dumps(found, indent=1) + "\n")
+    found["same_files"] = compare(call.config, output)
+    named = {"training waits": "waits", "it is there after": "writes"}
     table(
         [
-            {"a checkpoint is written": way}
-            | {name: f"{found[way].get(name, 0):.2f} s" for name in ("waits", "slowed", "writes")}
+            {"a checkpoint is written": way} | {name: f"{found[way][key]:.2f} s" for name, key in named.items()}
             for way in WAYS
         ]
     )
+    beside = found["beside_ratio"]
     print(
-        f"{found['parameters']:,} parameters, {readable(found['checkpoint_bytes'])} a checkpoint, a step takes "
-        f"{found['step_seconds']:.2f} s; in the background training stands still for {found['stall_ratio']:.0%} of the "
-        f"time; the files hold the same: {found['same_files']}"
+        f"{found['parameters']:,} parameters, {readable(found['checkpoint_bytes'])} a checkpoint: training waits "
+        f"{found['wait_ratio']:.0%} of the time that it did. A step takes {found['step_seconds']:.2f} s"
+        + (f", and {beside:.2f} times that while one is written beside it" if beside else "")
+        + f" ({found['cpus']} CPUs). The files hold the same: {found['same_files']}"
     )
-    for folder in output.iterdir():
-        shutil.rmtree(folder)
+    for folder in ("same", *(way.replace(" ", "_") for way in WAYS)):
+        shutil.rmtree(output / folder)
     write_whole(output / "checkpoints.json", json.dumps(found, indent=1) + "\n")
 
 

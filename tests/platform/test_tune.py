@@ -14,10 +14,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from mien.platform import cluster
+from mien.platform.cluster import ClusterError
 from mien.platform.space import Range
 from mien.platform.storage import StorageError
 from mien.platform.study import StudyConfig, StudyError
-from mien.platform.tune import run_study
+from mien.platform.tune import concurrency, run_study
 
 pytestmark = pytest.mark.ray
 SPACE = {"x": Range(low=0, high=1)}
@@ -49,6 +51,22 @@ def states(folder: Path) -> list[TrialState]:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in folder.glob("trials/*/trial.json")]
+
+
+def test_trials_of_several_workers_need_a_dashboard_and_run_no_more_at_a_time_than_fit(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = StudyConfig(trials=1, workers_per_trial=2, cpus_per_trial=1)
+    with pytest.raises(ClusterError, match=r"need Ray's dashboard.*cluster\.dashboard=true"):
+        run_study(judge, SPACE, FOLDS, config, tmp_path, {})
+    monkeypatch.setattr(cluster, "check_dashboard", lambda: None)
+    assert concurrency(config) == 2  # of four CPUs
+    assert concurrency(config.model_copy(update={"concurrency": 9})) == 2
+    assert concurrency(config.model_copy(update={"concurrency": 1})) == 1
+    with pytest.raises(ClusterError, match=r"trial of 5 workers .* 4 fit\. Lower study\.workers_per_trial"):
+        concurrency(config.model_copy(update={"workers_per_trial": 5}))
+    with pytest.raises(StudyError, match=r"gpus_per_trial=0\.5 with workers_per_trial=2; set it to 0 or 1"):
+        concurrency(config.model_copy(update={"gpus_per_trial": 0.5}))
 
 
 def test_trials_are_judged_pruned_and_the_best_wins(ray_cluster: None, tmp_path: Path) -> None:
