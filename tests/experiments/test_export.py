@@ -18,9 +18,9 @@ from mien.platform.config import ConfigError
 
 TUBES = {"frames": 4, "size": 16, "patch": 8, "tubelet": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
-    "lgi_former": {"name": "lgi_former", "width": 32, "depth": 2, "heads": 2, "region": (1, 2, 2)},
-    "vit": {"name": "vit", "width": 32, "depth": 2, "heads": 2},
-    "mamba": {"name": "mamba", "width": 32, "depth": 2},
+    "lgi_former": {"name": "lgi_former", "width": 32, "depth": 1, "heads": 2, "region": (1, 2, 2)},
+    "vit": {"name": "vit", "width": 32, "depth": 1, "heads": 2},
+    "mamba": {"name": "mamba", "width": 32, "depth": 1},
 }
 ALONE = """
 import sys, torch
