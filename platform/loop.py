@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mien.platform.compiling import Compile
 from mien.platform.optim import OptimConfig, build, clip_by_share, lr_at, set_rates, weight_decay_at
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -39,6 +40,11 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
         False,
         description="keep only what goes into each block, and run it again in the backward pass: the same gradients, "
         "for more time and far less memory (experiments/benchmarks/step_memory.py prints the price)",
+    )
+    compile: Compile = Field(
+        "off",
+        description="torch.compile for each block: on, or auto, which is on a GPU alone; a run goes on to the bit as "
+        "it began, compiled or not (experiments/benchmarks/step.py compares them)",
     )
     precision: Precision = Field("bf16", description="autocast type; fp16 adds a gradient scaler")
     clip_grad: float | None = Field(None, description="largest norm of the gradient; null: not clipped", gt=0)

@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mien.platform import checkpoint, gauges
+from mien.platform.compiling import compile_blocks
 from mien.platform.loop import Batch, LoopConfig, LoopState, device_of, start, train
 from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
@@ -74,6 +75,9 @@ def run_training(
     newest = checkpoint.newest(run.checkpoints)
     if newest is not None:
         checkpoint.restore(newest, task, state)
+    told = compile_blocks(task, config.compile)
+    if rank == 0 and config.compile != "off":
+        print(told, flush=True)
     used = Used(run.output, rank) if config.record_clips else None
     if rank == 0:
         run.truncate_after(state.step or -1, state.step * config.batch_size)  # what was watched at 0 comes again too
