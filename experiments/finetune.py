@@ -36,7 +36,7 @@ from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_p
 from mien.platform.loop import LoopConfig, averaged
 from mien.platform.optim import OptimConfig, told_rate
 from mien.platform.progress import table
-from mien.platform.run import Interrupt, Run, differences, interruptible
+from mien.platform.run import Interrupt, Run, differences, interruptible, records
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.training import check_schedule, device_here, run_training
@@ -237,7 +237,8 @@ def finetune(
                 videos, found = validate(task, config, fold, fold.split.val, sources, seed, gaze)
             by_weights[which] = numbers = {name: found[name] for name in scores.NAMES if name in found}
             split = "val" if (which == "ema") == config.evaluate_ema else f"val_{which}"
-            run.log({"step": state.step, **numbers}, split=split)
+            if not any(f"{split}/" in str(line) for line in records(output / "metrics.jsonl")):  # else killed since
+                run.log({"step": state.step, **numbers}, split=split)
         found |= {"weights": which, "by_weights": by_weights} if state.ema else {}
         predict.write(videos, output / "predictions" / "val.parquet")
     write_whole(record, json.dumps(found, indent=1) + "\n")

@@ -91,6 +91,15 @@ def test_a_finished_run_gives_its_scores_back_and_trains_no_more(
     assert run() == found
 
 
+def test_a_run_that_was_killed_before_its_scores_were_written_has_its_validation_once(
+    run: Callable[..., Any], finetuned: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finetuned, tmp_path / "run")
+    (tmp_path / "run" / "scores.json").unlink()
+    assert run() == json.loads((finetuned / "scores.json").read_text())
+    assert records(tmp_path / "run" / "metrics.jsonl") == records(finetuned / "metrics.jsonl")
+
+
 class KilledError(Exception):
     """Stands for a death that nothing in the program expects."""
 
