@@ -18,8 +18,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field
 
-from mien.experiments.pretrain import PretrainConfig
-from mien.experiments.tune_dfew import TuneConfig
 from mien.platform import config as settings
 from mien.platform.cluster_dangers import Asked, dangers
 from mien.platform.cluster_file import Blueprint, NodeType, read
@@ -51,6 +49,10 @@ def asked_by(recipe: str | None) -> Asked:
     """Return what a recipe asks of a cluster. Raises ConfigError where it is none."""
     if recipe is None:
         return Asked()
+    # Here, because PyTorch and Ray Tune take longer to load than everything else that is done.
+    from mien.experiments.pretrain import PretrainConfig
+    from mien.experiments.tune_dfew import TuneConfig
+
     path = Path(recipe)
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not isinstance(content, dict):

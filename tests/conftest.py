@@ -19,17 +19,17 @@ from mien.platform.cluster import ClusterConfig, connect
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Seconds after which a test is ended with the line it stood on; generous, for a machine that is shared.
-SECONDS = {"plain": 120, "ray": 480, "smoke": 900, "gpu": 600}
+SECONDS = {"plain": 120, "ray": 480, "smoke": 900, "gpu": 600, "cluster": 2400}
 
 
 def kind(item: pytest.Item) -> str:
     """Return the slowest kind a test is marked as."""
-    return next((name for name in ("smoke", "ray", "gpu") if item.get_closest_marker(name)), "plain")
+    return next((name for name in ("cluster", "smoke", "ray", "gpu") if item.get_closest_marker(name)), "plain")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what fails fast first; the order within a kind is kept."""
-    items.sort(key=lambda item: ("plain", "gpu", "ray", "smoke").index(kind(item)))
+    items.sort(key=lambda item: ("plain", "gpu", "ray", "smoke", "cluster").index(kind(item)))
 
 
 @pytest.hookimpl(wrapper=True)
