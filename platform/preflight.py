@@ -65,7 +65,10 @@ def preflight(needs: Needs, *, force: bool = False) -> list[Shortcoming]:
         reports, silent = ask(
             {identity: node["NodeManagerAddress"] for identity, node in offered.items()}, needs.folder
         )
-        found += [*silent, *disagreements(reports), *unshared(reports, needs.folder), *skewed(reports)]
+        # A node that was lost meanwhile is no node of this cluster; nothing will wait for it.
+        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        found += [one for identity, one in silent.items() if identity in there]
+        found += [*disagreements(reports), *unshared(reports, needs.folder), *skewed(reports)]
         found += shared_memory_too_small(reports, dict(zip(offered, stores, strict=True)))
     stopping = [one for one in found if one.stops and not force]
     for one in found:
@@ -79,19 +82,22 @@ def preflight(needs: Needs, *, force: bool = False) -> list[Shortcoming]:
     return found
 
 
-def ask(nodes: dict[str, str], folder: Path) -> tuple[list[Report], list[Shortcoming]]:
-    """Ask every node (Ray's name and address) to report; return what they said, and who said nothing."""
+def ask(nodes: dict[str, str], folder: Path) -> tuple[list[Report], dict[str, Shortcoming]]:
+    """Ask every node (Ray's name and address) to report; return what they said, and which said nothing."""
     meeting = folder.absolute() / f".preflight-{uuid.uuid4().hex}"
-    reports, silent = [], []
+    reports: list[Report] = []
+    silent: dict[str, Shortcoming] = {}
     with storing(folder):
+        for left in folder.absolute().glob(".preflight-*"):  # by a driver that was killed while it asked
+            shutil.rmtree(left, ignore_errors=True)
         meeting.mkdir(parents=True)
         (meeting / "driver").touch()
     try:
         began = time.time()
         waiting = {
-            ray.remote(num_cpus=0, max_retries=0)(report)
+            ray.remote(num_cpus=0, max_retries=2)(report)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False))
-            .remote(identity, address, meeting): address
+            .remote(identity, address, meeting): (identity, address)
             for identity, address in nodes.items()
         }
         until = time.monotonic() + ANSWER_SECONDS
@@ -99,18 +105,18 @@ def ask(nodes: dict[str, str], folder: Path) -> tuple[list[Report], list[Shortco
             ready, _ = ray.wait(list(waiting), timeout=max(until - time.monotonic(), 0))
             if not ready:
                 late = f"nothing came within {ANSWER_SECONDS:g} seconds"
-                silent += [_silent(address, late) for address in waiting.values()]
+                silent |= {identity: _silent(address, late) for identity, address in waiting.values()}
                 break
-            address = waiting.pop(ready[0])
+            identity, address = waiting.pop(ready[0])
             try:
                 one: Report = ray.get(ready[0])
             except ray.exceptions.RayError as error:
-                silent.append(_silent(address, str(error).strip().splitlines()[-1]))
+                silent[identity] = _silent(address, str(error).strip().splitlines()[-1])
                 continue
             seen = (meeting / one.identity).is_file()
             reports.append(replace(one, began=began, ended=time.time(), seen_by_driver=seen))
-        for left in waiting:
-            ray.cancel(left, force=True)
+        for unanswered in waiting:
+            ray.cancel(unanswered, force=True)
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
     return reports, silent

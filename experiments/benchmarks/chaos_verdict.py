@@ -26,6 +26,7 @@ from mien.platform.cluster import ClusterConfig, connect, remains
 with connect(ClusterConfig(address={address!r})):
     print(json.dumps(remains()))
 """
+RAYS_OWN = ".validate_storage_marker"  # in every session of Ray Tune
 VOLATILE = ("seconds", "wait_seconds")  # of a step's record
 OURS_TO_KEEP = ("IDLE", "TrainController", "DashboardAgent", "RuntimeEnvAgent", "Watcher", "Coordinator", "Actor")
 
@@ -120,7 +121,7 @@ def left(cluster: Raylets, output: Path) -> list[str]:
         if not (busy or remains) or time.monotonic() > until:
             break
         time.sleep(1)
-    hidden = [path for path in output.rglob(".*") if path.name.endswith((".new", ".tmp"))]
+    hidden = [path for path in output.rglob(".*") if path.name != RAYS_OWN]  # how what is not whole yet is called
     # A task that died leaves its note of where it was for the next attempt, which takes it away.
     notes = [path for path in cluster.files.rglob("mien-attempts-*/*")]
     return [*busy, *remains, *(os.path.relpath(path, output) for path in hidden), *(path.name for path in notes)]

@@ -43,7 +43,7 @@ try:
             (dead,) = (node for node in cluster.list_all_nodes() if node.node_id == gone)
         cluster.remove_node(dead, allow_graceful=False)
         reports, silent = preflight.ask(addresses, folder)
-        print(len(reports), "reports,", len(silent), "silent:", silent[0].what, flush=True)
+        print(len(reports), "reports,", len(silent), "silent:", silent[gone].what, flush=True)
 finally:
     cluster.shutdown()
 """
