@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
         half = (None if y is None else y.to(torch.bfloat16) for y in (x, weight, bias))
-        return _Linear.apply(*half)  # type: ignore[no-any-return, no-untyped-call]
+        return _Linear.apply(*half)
 
 
 def _pays(x: Tensor) -> bool:
@@ -45,7 +45,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     @once_differentiable
