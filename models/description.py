@@ -14,7 +14,7 @@ from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.loading import blocks_of
+from mien.models.loading import Entries, blocks_of
 from mien.models.mae import MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
@@ -43,12 +43,12 @@ def describe(
     fit the number of region tokens; filters of single frames are to be inflated to `tubelet`. Raises ValueError where
     the weights are of no known model, or no region fits.
     """
-    state = {bare(name): value for name, value in state.items()}
-    if published_mamba.FILTER in state and published_mamba.is_mamba(state):
+    state = Entries({bare(name): value for name, value in state.items()})
+    if published_mamba.is_mamba(state):
         return published_mamba.describe(state, frames, size, tubelet, per_frame, mask_ratio)
-    if "patch_embed.proj.weight" not in state or not any(name.startswith("blocks.0.") for name in state):
+    if not any(name.startswith("blocks.0.") for name in state):
         raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
-    width, _, long, patch, _ = state["patch_embed.proj.weight"].shape
+    width, _, long, patch, _ = state.sizes("patch_embed.proj.weight", 5)
     if width % HEAD_WIDTH:
         raise ValueError(
             f"published models have heads of {HEAD_WIDTH} channels, but {width} channels are no multiple; give the "
@@ -59,18 +59,18 @@ def describe(
         "width": width,
         "depth": blocks_of(state, "blocks"),
         "heads": width // HEAD_WIDTH,
-        "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) // width,
+        "mlp_ratio": state.sizes("blocks.0.mlp.fc1.weight", 2)[0] // width,
     }
     encoder: LgiFormerConfig | VitConfig = VitConfig(**sizes)
     if "lg_region_tokens" in state:
         same = [stage for stage in STAGES if _equal(state, stage)]
-        third_norms = (("cross", "third_attn_norm1"), ("self", "third_attn_norm0"))
+        there = {name.split(".")[2] for name in state if name.startswith("blocks.0.")}
         encoder = LgiFormerConfig(
             **sizes,
-            region=region or _region(len(state["lg_region_tokens"]), tubes),
-            first="cross" if "blocks.0.first_attn_norm1.weight" in state else "self",
-            second="blocks.0.second_attn_norm0.weight" in state,
-            third=next((kind for kind, norm in third_norms if f"blocks.0.{norm}.weight" in state), "none"),
+            region=region or _region(state.sizes("lg_region_tokens", 2)[0], tubes),
+            first="cross" if "first_attn_norm1" in there else "self",
+            second="second_attn_norm0" in there,
+            third="cross" if "third_attn_norm1" in there else "self" if "third_attn_norm0" in there else "none",
             sharing="all" if "second_attn" in same else "first_third" if same else "none",
         )
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)

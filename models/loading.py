@@ -12,6 +12,23 @@ from mien.models.backbone import BackboneConfig, FeatureTask, Task
 from mien.models.lora import is_adapter
 
 
+class Entries(dict[str, Tensor]):
+    """A file's tensors by name, to tell its model by: ValueError where one of those is missing or misshapen."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"not in the file: {name}, by which its model is told; it is damaged, or of another model")
+
+    def sizes(self, name: str, *axes: int) -> tuple[int, ...]:
+        """Return the shape of an entry that has one of these numbers of axes."""
+        shape = tuple(self[name].shape)
+        if len(shape) not in axes:
+            numbers = " or ".join(map(str, axes))
+            raise ValueError(
+                f"other shapes: {name}, by which the model is told, must have {numbers} axes, but is {shape}"
+            )
+        return shape
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of a file's weights: those loaded, and by name with why those stretched, left out or left new."""
@@ -49,7 +66,11 @@ def load_strictly(
     own = task.state_dict()
     adapted = adapt(state, own, source or task.backbone.config, task.backbone.config)
     state, left = adapted.state, {**left, **adapted.left}
-    adapters = {name: "adapters, which add nothing yet" for name in own if is_adapter(name) and name not in state}
+    adapters = {
+        name: "adapters, which add nothing yet"
+        for name in own
+        if is_adapter(name) and not any(f"{name[:-1]}{half}" in state for half in "AB")  # of half a one, a half is lost
+    }
     fresh = {**adapters, **adapted.fresh, **fresh}
     missing = sorted(own.keys() - state.keys() - fresh.keys())
     unknown = sorted(state.keys() - own.keys())

@@ -14,7 +14,7 @@ from mien.models.combined import CombinedConfig
 from mien.models.decoder import DecoderConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import L2CS_BINS, GazeConfig
-from mien.models.loading import blocks_of
+from mien.models.loading import Entries, blocks_of
 
 HEAD_WIDTH = 64  # channels of an attention head in every published model
 
@@ -30,6 +30,8 @@ def task_of(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Express
         return GazeConfig(**settings, **_gaze(state, "head"))
     if "head.weight" in state:
         return ExpressionConfig(**settings, num_classes=len(state["head.weight"]))
+    if any(name.startswith("decoder.") for name in state):
+        raise ValueError("not in the file: mask_token, of a pretraining, whose decoder is there; it is damaged")
     heads = [name for name in state if name.startswith("head")]
     raise ValueError(
         "these weights have neither a decoder nor a head that we know (head, head.cls and head.reg, head.pitch and "
@@ -37,18 +39,15 @@ def task_of(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Express
     )
 
 
-def decoder_of(state: Mapping[str, Tensor]) -> DecoderConfig:
+def decoder_of(state: Entries) -> DecoderConfig:
     """Return the config of the decoder in a pretraining's `state` (published names): of joint or state-space blocks.
 
-    Raises ValueError where it has neither.
+    Raises ValueError where what tells it is missing.
     """
-    width, at = state["mask_token"].shape[-1], "decoder.blocks.0."
-    if f"{at}mixer.A_b_log" in state:
+    width, at = state.sizes("mask_token", 3)[-1], "decoder.blocks.0."
+    if any(name.startswith(f"{at}mixer.") for name in state):
         return DecoderConfig(block="mamba", width=width, depth=blocks_of(state, "decoder.blocks"))
-    if f"{at}mlp.fc1.weight" not in state:
-        found = sorted(name for name in state if name.startswith("decoder"))[:4]
-        raise ValueError(f"a decoder has joint or bidirectional state-space blocks, but its names begin with {found}")
-    ratio = len(state[f"{at}mlp.fc1.weight"]) // width
+    ratio = state.sizes(f"{at}mlp.fc1.weight", 2)[0] // width
     depth = blocks_of(state, "decoder.blocks")
     return DecoderConfig(width=width, depth=depth, heads=width // HEAD_WIDTH, mlp_ratio=ratio)
 

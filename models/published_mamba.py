@@ -17,7 +17,7 @@ from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
-from mien.models.loading import blocks_of
+from mien.models.loading import Entries, blocks_of
 from mien.models.mae import MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
@@ -54,10 +54,11 @@ def fitted(
     project never reads what its last mixer gives, and never trains it: of its files (told by `fc_norm`, or `unread`)
     that mixer begins with giving nothing. Raises ValueError where positions are not those of a square frame.
     """
-    taken, tubes = dict(state), backbone.tubes
+    taken, tubes = Entries(state), backbone.tubes
     changed: dict[str, str] = {}
     fresh: dict[str, str] = {}
-    for name in [name for name in taken if name.startswith("fc_norm.")]:
+    facial = [name for name in taken if name.startswith("fc_norm.")]
+    for name in facial:
         final = name.replace("fc_norm.", "norm_f.")
         value, unread = taken.pop(name), True
         if not torch.equal(taken.setdefault(final, value), value):
@@ -66,8 +67,9 @@ def fitted(
     if unread and last in taken:
         taken[last] = torch.zeros_like(taken[last])
         changed[last] = "set to 0, since the project that trained these leaves its last mixer out"
-    kernel = taken[FILTER] if taken[FILTER].ndim == 5 else taken[FILTER][:, :, None]
-    if kernel.shape[2] == 1 and tubes.tubelet > 1:
+    kernel = taken[FILTER] if len(taken.sizes(FILTER, 4, 5)) == 5 else taken[FILTER][:, :, None]
+    of_frames = kernel.shape[2] == 1
+    if of_frames and tubes.tubelet > 1:
         still = kernel
         kernel = still.repeat(1, 1, tubes.tubelet, 1, 1) / tubes.tubelet
         if inflation == "centre":
@@ -78,16 +80,17 @@ def fitted(
     if backbone.fixed_positions:
         return Fitted(taken, backbone, changed, fresh)
     cls = int("cls_token" in taken)
-    if POSITIONS not in taken:
+    if POSITIONS not in taken and facial:
         taken[POSITIONS] = position_table(tubes.grid[1] * tubes.grid[2] + cls, kernel.shape[0])[None]
         changed[POSITIONS] = "not in the file: the fixed table that such files were trained with"
-    rows = taken[POSITIONS].shape[1] - cls
+    rows = taken.sizes(POSITIONS, 3)[1] - cls
     side = math.isqrt(rows)
     if side**2 != rows:
-        raise ValueError(f"the positions must be those of a square frame, but the file has {rows} of them")
+        lost = "" if cls else ", and no cls_token"
+        raise ValueError(f"the positions must be those of a square frame, but the file has {rows} of them{lost}")
     frames = tubes.frames
-    if TIMES in taken:
-        frames = taken[TIMES].shape[1] * tubes.tubelet
+    if TIMES in taken or not of_frames:
+        frames = taken.sizes(TIMES, 3)[1] * tubes.tubelet
     else:
         fresh[f"backbone.encoder.{TIMES}"] = "images have no times"
     source = backbone.model_copy(
@@ -98,11 +101,11 @@ def fitted(
 
 def is_mamba(state: Mapping[str, Tensor]) -> bool:
     """Say whether these are the weights of a bidirectional state-space encoder, by their names without prefix."""
-    return "layers.0.mixer.A_b_log" in state
+    return any(name.startswith("layers.0.mixer.") for name in state)
 
 
 def describe(
-    state: Mapping[str, Tensor],
+    state: Entries,
     frames: int,
     size: int,
     tubelet: int | None = None,
@@ -115,18 +118,18 @@ def describe(
     `fc_norm` the mean of all patches. The masks of a pretraining are the project's: equal shares of the upper and the
     lower half. Raises ValueError where there is neither a head nor a decoder.
     """
-    kernel, rates = state[FILTER], state["layers.0.mixer.A_log"]
-    width, long = len(kernel), kernel.shape[2] if kernel.ndim == 5 else 1
+    kernel, rates = state.sizes(FILTER, 4, 5), state.sizes("layers.0.mixer.A_log", 2)
+    width, long = kernel[0], kernel[2] if len(kernel) == 5 else 1
     encoder = MambaConfig(
         width=width,
         depth=blocks_of(state, "layers"),
-        state=rates.shape[1],
-        conv=state["layers.0.mixer.conv1d.weight"].shape[-1],
-        expand=len(rates) // width,
+        state=rates[1],
+        conv=state.sizes("layers.0.mixer.conv1d.weight", 3)[-1],
+        expand=rates[0] // width,
         cls="cls_token" in state,
     )
     long = tubelet or 1 if long == 1 else long
-    tubes = TubesConfig(frames=frames, size=size, patch=kernel.shape[-1], tubelet=long)
+    tubes = TubesConfig(frames=frames, size=size, patch=kernel[-1], tubelet=long)
     backbone = BackboneConfig(tubes=tubes, encoder=encoder)
     if "mask_token" in state:
         _, h, w = tubes.grid
