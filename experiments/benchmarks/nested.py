@@ -40,7 +40,13 @@ def study(config: NestedConfig, output: Path) -> dict[str, Any]:
     """Run the study; return how it went."""
     prepare.prepare_world(WORLD, output / "world")
     job = search(output, output / "world", config.steps, config.trials, checkpoint_every=2, address="local")
-    own = {"trials": config.trials, "workers_per_trial": config.workers, "grace_folds": 1, "cpus_per_trial": 1}
+    own: dict[str, Any] = {
+        "trials": config.trials,
+        "workers_per_trial": config.workers,
+        "grace_folds": 1,
+        "cpus_per_trial": 1,
+    }
+    own |= {"objective": "angular_error_deg"}  # of so short a training it tells trials apart, so some are pruned
     settings = {f"study.{name}": value for name, value in own.items()} | {"study.concurrency": None, "study.retries": 1}
     tuned = load(TuneConfig, output / "recipe.yaml", settings)
     with cluster.connect(ClusterConfig(num_cpus=config.cpus, object_store_gib=0.2, dashboard=True)):
