@@ -31,7 +31,7 @@ import ray
 import ray.train
 import ray.train.torch
 from pydantic import BaseModel, Field, model_validator
-from ray._private.state import actors  # the public list of actors needs a dashboard
+from ray._private.state import actors, jobs  # the public lists need a dashboard
 
 from mien.platform import checkpoint, cluster
 from mien.platform.progress import progress
@@ -154,6 +154,7 @@ def fit(
         print("\nSIGTERM: the workers save their state", file=sys.stderr, flush=True)
         (folder / STOP).touch()
 
+    _end_orphans()
     future = _started(made)
     try:
         with on_sigterm(stop):
@@ -214,10 +215,24 @@ def _end_controller() -> None:
 
     Whoever still waits inside Ray when it is shut down ends the whole process, at once and with exit code 1.
     """
-    here = ray.get_runtime_context()
+    _end_actors("TrainController", {ray.get_runtime_context().get_job_id()})
+
+
+def _end_orphans() -> None:
+    """End what watched over the placement groups of drivers that were killed.
+
+    It outlives its driver to free what that had reserved, asks the dashboard whether the controller is dead, and stays
+    for ever where there is none. What a dead job had reserved, Ray itself has taken back by now.
+    """
+    _end_actors("PlacementGroupCleaner", {job["JobID"] for job in jobs() if job["IsDead"]})
+
+
+def _end_actors(kind: str, of_jobs: set[str]) -> None:
+    """Kill the actors of a class that jobs have on this node."""
+    here = ray.get_runtime_context().get_node_id()
     for actor in actors().values():
-        ours = actor["JobID"] == here.get_job_id() and actor["Address"]["NodeID"] == here.get_node_id()
-        if ours and actor["State"] == "ALIVE" and "TrainController" in actor["ActorClassName"]:
+        ours = actor["JobID"] in of_jobs and actor["Address"]["NodeID"] == here and actor["State"] == "ALIVE"
+        if ours and kind in actor["ActorClassName"]:
             with suppress(ProcessLookupError):
                 os.kill(actor["Pid"], signal.SIGKILL)
 
