@@ -2,8 +2,8 @@
 
 Each block is compiled in place, so names of weights, checkpoints, averages and wrappers stay what they are, and blocks
 that are alike share one graph: a whole model of 16 blocks took nine minutes to compile on a busy CPU, and saved 2 to
-10 % of a step there. What is around the blocks, and the optimiser with its fused kernel, run as they are. A run compiled goes on
-to the bit only when it is compiled again: its numbers are rounded and drawn otherwise.
+10 % of a step there. What is around the blocks, and the optimiser with its fused kernel, run as they
+are. Compiled, numbers are rounded and drawn otherwise, so a run goes on as it began only if it is compiled again.
 """
 
 import shutil
