@@ -22,6 +22,7 @@ RAY_FILES = {
     "platform/cluster.py",
     "platform/cluster_file.py",
     "platform/preflight.py",
+    "experiments/benchmarks/simulated_actors.py",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "core", "misc", "engine", "manager"}
 MAX_LINES = 300
