@@ -60,7 +60,7 @@ def probe(
     nearest = KNeighborsClassifier(min(neighbours, len(train[0])), weights="distance", metric="cosine")
     draws = bootstrap(np.arange(len(val[1])) if people is None else people, seed=0)
     classes = int(max(train[1].max(), val[1].max())) + 1
-    found = {}
+    found: dict[str, float] = {}
     for name, model in (("uar_linear", linear), ("uar_knn", nearest)):
         answers = model.fit(*train).predict(val[0])
         resampled = class_scores(confusions(val[1] * classes + answers, draws, classes))["uar"]

@@ -75,8 +75,8 @@ class Watch:
         )
 
     def _study(self, place: Path) -> View:
-        trials = [self._json(path) for path in place.glob("trials/*/trial.json")]
-        trials = sorted((trial for trial in trials if trial), key=lambda trial: trial["number"])
+        read = [self._json(path) for path in place.glob("trials/*/trial.json")]
+        trials = sorted((trial for trial in read if trial), key=lambda trial: trial["number"])
         names = objectives(_yaml(place))
         lines, written = [], [place / "trials" / trial["id"] / "trial.json" for trial in trials]
         for trial in trials:
@@ -178,7 +178,8 @@ def progress_of(run: Path) -> str:
 
 def last_record(run: Path) -> Record:
     """Return the last values of metrics.jsonl: its last lines, the later ones over the earlier; empty without any."""
-    path, found = run / "metrics.jsonl", {}
+    path = run / "metrics.jsonl"
+    found: Record = {}
     if path.is_file():
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))

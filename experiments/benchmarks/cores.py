@@ -90,7 +90,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"data must be a file that data.py has written, but {file.absolute()} is not there")
     figures = json.loads(file.read_text(encoding="utf-8"))
     gflop = gflop_a_clip(config.mae)
-    found = {"gflop_a_clip": round(gflop, 1), "rows": rows(config, figures, gflop), "disk_tb": disk(config, figures)}
+    found: dict[str, Any] = {
+        "gflop_a_clip": round(gflop, 1),
+        "rows": rows(config, figures, gflop),
+        "disk_tb": disk(config, figures),
+    }
     print(f"{gflop:.1f} GFLOP a clip; clips are {figures['frames']}, {figures['clips']} were measured")
     table(found["rows"])
     print(f"disk for {config.clips:,} clips as long as those measured, TB: {found['disk_tb']}")
