@@ -179,7 +179,7 @@ def validate(
 ) -> tuple[Any, dict[str, Any]]:
     """Predict manifest lines and score them; return (one row a video, scores). `gaze` is that of train."""
     batches = reading.local_views(
-        fold.manifest, rows, config.loop.batch_size, fold.read, threads=config.data.threads, sources=sources
+        fold.manifest, rows, config.loop.clips_at_once, fold.read, threads=config.data.threads, sources=sources
     )
     last = fold.read.sampling.ends_with_label
     views = predict.predict(task, batches, device_here(), config.loop.precision, last_frame=last)

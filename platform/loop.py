@@ -67,6 +67,11 @@ class LoopConfig(BaseModel, frozen=True, extra="forbid"):
     )
     seed: int = Field(0, description="seed of initial weights, clips, masks and dropout", ge=0)
 
+    @property
+    def clips_at_once(self) -> int:
+        """Most clips that one process computes at a time: what is known to fit, so validation takes no more."""
+        return math.ceil(self.batch_size / self.accumulate)
+
     def steps_per_epoch(self, num_clips: int) -> int:
         """Return the optimiser steps that an epoch of `num_clips` clips counts in the schedules."""
         return max(num_clips // self.batch_size, 1)
