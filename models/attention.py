@@ -12,8 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.models.linear import linear
-
 NORM_EPS = 1e-6
 CACHED_SCORES = 1 << 21  # measured; four times as many take almost twice as long
 INIT_STD = 0.02
@@ -85,11 +83,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Attend from x (b, n, d) to context (b, m, d), or to x itself."""
         kv_bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        k, v = linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
+        k, v = F.linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
         if is_few(k, x, self.heads):
             return self._read_few(x, k, v)
-        y = attend(linear(x, self.q.weight, self.q_bias), k, v, self.heads)
-        return linear(y, self.proj.weight, self.proj.bias)
+        y = attend(F.linear(x, self.q.weight, self.q_bias), k, v, self.heads)
+        return self.proj(y)
 
     def _read_few(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from many tokens x (b, n, d) to few k and v (b, m, d), with far fewer products.
@@ -119,7 +117,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d) to (..., d)."""
-        return linear(F.gelu(linear(x, self.fc1.weight, self.fc1.bias)), self.fc2.weight, self.fc2.bias)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

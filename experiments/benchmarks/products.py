@@ -5,7 +5,6 @@ memory that is not in a cache. How fast they run with nothing between them is th
 as it computes these products. Fused attention is counted with the operations, but not run again.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +15,12 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
-BIASED = "_linear_pointwise"  # oneDNN's product with a bias, which the counter does not know
-PRODUCTS = [aten.mm, aten.addmm, aten.bmm, aten.baddbmm]
-COUNTED: dict[Any, Callable[..., int]] = {}
-if hasattr(torch.ops.mkldnn, BIASED):
-    COUNTED = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
-    PRODUCTS.append(torch.ops.mkldnn._linear_pointwise)
+PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
 
 
 def operations(work: Callable[[], object]) -> float:
     """Return the floating-point operations of a piece of work: products and attention, two a multiply-add."""
-    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+    with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
