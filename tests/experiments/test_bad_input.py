@@ -187,7 +187,7 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(
     ("words", "told"),
     [
         (["data.manifest=nowhere.parquet"], "there is no file nowhere.parquet: prepare it first"),
-        (["trainer.workers=3"], "loop.batch_size=8 and there are 3: set it to 9"),
+        (["trainer.workers=9"], "loop.batch_size=8 and there are 9: set it to 9 or more"),
         (["optim.warmup_steps=9"], "the warm-up must be shorter than the run, but it has 9 of 6 steps"),
         (["task.mask.ratio=0.01"], "a mask must hide something"),
     ],
@@ -349,7 +349,9 @@ def test_a_full_disk_ends_the_program_with_both_sizes(
 def test_a_full_disk_in_a_worker_is_told_in_the_same_words(
     ray_cluster: None, refused: Refuse, small_disk: Path, recipes: dict[str, Path]
 ) -> None:
-    said = refused(pretrain, "--config", recipes["pretrain"], "--output", small_disk / "run", "sheet_clips=0")
+    words = ["--config", recipes["pretrain"], "--output", small_disk / "run", "sheet_clips=0"]
+    assert "checkpoints need" in refused(pretrain, *words)  # before anything starts
+    said = refused(pretrain, *words, "--force")
     assert "the disk is full: " in said and "needed" in said and "another --output" in said
 
 
