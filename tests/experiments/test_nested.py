@@ -16,7 +16,7 @@ def test_a_study_of_trials_on_two_workers_ends_and_leaves_nothing_reserved(tmp_p
     program = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "nested.py"), "--output", str(tmp_path)]
     # Two at a time take every CPU, so that whatever is kept back would make the third wait for ever.
     ended = subprocess.run(
-        [*program, "trials=3", "steps=2"],
+        [*program, "trials=3", "steps=3"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -31,4 +31,4 @@ def test_a_study_of_trials_on_two_workers_ends_and_leaves_nothing_reserved(tmp_p
     # Each worker learned from its half of every batch.
     (first, second) = sorted(next(tmp_path.glob("study/trials/*/fold_1/clips")).iterdir())
     lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in (first, second)]
-    assert [[(line["step"], len(line["rows"])) for line in part] for part in lines] == [[(1, 4), (2, 4)]] * 2
+    assert [[(line["step"], len(line["rows"])) for line in part] for part in lines] == [[(1, 4), (2, 4), (3, 4)]] * 2
