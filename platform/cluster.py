@@ -154,7 +154,8 @@ def _nobody(address: str, error: OSError) -> ClusterError:
     """Return the error that says that no cluster answers."""
     return ClusterError(
         f"a Ray cluster must answer at cluster.address={address!r}, but none does ({error}); "
-        "start one with `ray up cluster.yaml` (and give it the token: RAY_AUTH_MODE=token), or set cluster.address=local to use this machine"
+        "start one with `ray up cluster.yaml` (and give it the token: RAY_AUTH_MODE=token), or set "
+        "cluster.address=local to use this machine"
     )
 
 

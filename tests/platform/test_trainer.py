@@ -169,9 +169,10 @@ def test_a_worker_that_gets_sigterm_saves_before_it_ends_and_nothing_changes(
     fit(worker, start(folder, told_at=4), TRAINER, folder, total_steps=10, data_cpus=0.5)
     assert losses(folder) == losses(alone)
     assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
-    # The step after the notice has a checkpoint, which the rhythm of two would not have left.
+    assert [path.name for path in checkpoint.steps(folder / "checkpoints")] == ["step_00000008", "step_00000010"]
+    # Ray's pointers beside the last are those it had heard of when the worker ended, which is a matter of moments.
     pointers = [json.loads(path.read_text())["checkpoint"] for path in folder.glob("ray/*/step_*/pointer.json")]
-    assert [Path(path).name for path in sorted(pointers)] == ["step_00000008", "step_00000010"]
+    assert max(Path(path).name for path in pointers) == "step_00000010"
 
 
 @pytest.mark.ray
