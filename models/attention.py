@@ -86,8 +86,7 @@ class Attention(nn.Module):
         k, v = F.linear(x if context is None else context, self.kv.weight, kv_bias).chunk(2, dim=-1)
         if is_few(k, x, self.heads):
             return self._read_few(x, k, v)
-        y = attend(F.linear(x, self.q.weight, self.q_bias), k, v, self.heads)
-        return self.proj(y)
+        return self.proj(attend(F.linear(x, self.q.weight, self.q_bias), k, v, self.heads))
 
     def _read_few(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from many tokens x (b, n, d) to few k and v (b, m, d), with far fewer products.

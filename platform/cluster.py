@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from pydantic import BaseModel, Field
@@ -171,12 +172,16 @@ def check_shared_memory(config: ClusterConfig) -> None:
         )
 
 
+def living() -> dict[str, dict[str, Any]]:
+    """Return what Ray says of each living node of the connected cluster, by its name for it."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
 def nodes() -> list[Node]:
     """Return the living nodes of the connected cluster."""
     return [
         Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in living().values()
     ]
 
 

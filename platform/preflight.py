@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import mien
-from mien.platform.cluster import SHARED_MEMORY, ClusterError, Node
+from mien.platform.cluster import SHARED_MEMORY, ClusterError, living, nodes
 from mien.platform.shortcomings import (
     Needs,
     Report,
@@ -49,16 +49,12 @@ def preflight(needs: Needs, *, force: bool = False) -> list[Shortcoming]:
 
     Raises PreflightError where a finding stops the run, unless `force` says to go on.
     """
-    offered = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    nodes = [
-        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
-        for node in offered.values()
-    ]
-    stores = [int(node["Resources"].get("object_store_memory", 0)) for node in offered.values()]
+    offered, offers = living(), nodes()
+    stores = {name: int(node["Resources"].get("object_store_memory", 0)) for name, node in offered.items()}
     found = [
-        *after_a_loss(nodes, needs),
-        *nodes_without_data_cpus(nodes, needs),
-        *store_too_small(sum(stores), needs),
+        *after_a_loss(offers, needs),
+        *nodes_without_data_cpus(offers, needs),
+        *store_too_small(sum(stores.values()), needs),
         *disk_too_small(free_bytes(needs.folder), needs),
     ]
     if len(offered) > 1:  # on one node all of this is the same by itself
@@ -66,10 +62,10 @@ def preflight(needs: Needs, *, force: bool = False) -> list[Shortcoming]:
             {identity: node["NodeManagerAddress"] for identity, node in offered.items()}, needs.folder
         )
         # A node that was lost meanwhile is no node of this cluster; nothing will wait for it.
-        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        there = living()
         found += [one for identity, one in silent.items() if identity in there]
         found += [*disagreements(reports), *unshared(reports, needs.folder), *skewed(reports)]
-        found += shared_memory_too_small(reports, dict(zip(offered, stores, strict=True)))
+        found += shared_memory_too_small(reports, stores)
     stopping = [one for one in found if one.stops and not force]
     for one in found:
         if one not in stopping:
@@ -82,7 +78,7 @@ def preflight(needs: Needs, *, force: bool = False) -> list[Shortcoming]:
     return found
 
 
-def ask(nodes: dict[str, str], folder: Path) -> tuple[list[Report], dict[str, Shortcoming]]:
+def ask(asked: dict[str, str], folder: Path) -> tuple[list[Report], dict[str, Shortcoming]]:
     """Ask every node (Ray's name and address) to report; return what they said, and which said nothing."""
     meeting = folder.absolute() / f".preflight-{uuid.uuid4().hex}"
     reports: list[Report] = []
@@ -98,7 +94,7 @@ def ask(nodes: dict[str, str], folder: Path) -> tuple[list[Report], dict[str, Sh
             ray.remote(num_cpus=0, max_retries=2)(report)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False))
             .remote(identity, address, meeting): (identity, address)
-            for identity, address in nodes.items()
+            for identity, address in asked.items()
         }
         until = time.monotonic() + ANSWER_SECONDS
         while waiting:
