@@ -30,6 +30,7 @@ from mien.platform.storage import write_whole
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "experiments/configs/clusters/onpremise.yaml"
 DASHBOARD = "http://localhost:8265"
+CLIENT_PORT = 10001
 SUBMIT = f"ray job submit --address {DASHBOARD} --working-dir . --"
 # Also the words of the README.
 TOKEN = "ray get-auth-token --generate; chmod 600 ~/.ray/auth_token"
@@ -57,6 +58,17 @@ ASK = (
     "request = urllib.request.Request(sys.argv[1], headers=dict([sys.argv[2:4]] if sys.argv[2:] else []))\n"
     "try: print(urllib.request.urlopen(request, timeout=20).status)\n"
     "except urllib.error.HTTPError as error: print(error.code)\n"
+)
+# The first call of Ray's client, whose port is open to the cluster's network though nothing of ours uses it.
+ASK_CLIENT = (
+    "import sys, grpc\n"
+    "from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType\n"
+    "from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub\n"
+    "ping = ClusterInfoRequest(type=ClusterInfoType.PING)\n"
+    "sent = [('client_id', 'guide')] + [(name.lower(), value) for name, value in [sys.argv[2:4]] if sys.argv[2:]]\n"
+    "ask = RayletDriverStub(grpc.insecure_channel(sys.argv[1])).ClusterInfo\n"
+    "try: ask(ping, timeout=20, metadata=sent); print('OK')\n"
+    "except grpc.RpcError as error: print(error.code().name)\n"
 )
 
 
@@ -104,17 +116,20 @@ def listening(there: Hosts) -> dict[str, list[str]]:
     return found
 
 
-def answers(there: Hosts) -> dict[str, int]:
-    """Return what the dashboard's addresses answer to a stranger, to a guesser and to who holds the token."""
+def answers(there: Hosts) -> dict[str, str]:
+    """Return what the dashboard and Ray's client answer to a stranger, to a guesser and to who holds the token."""
+    head = next(iter(there.nodes))
+    asked = [(ASK, f"{DASHBOARD}{path}") for path in ("/api/version", "/api/jobs/", "/nodes?view=summary")]
+    asked.append((ASK_CLIENT, f"{there.addresses[head]}:{CLIENT_PORT}"))
     found = {}
-    for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
+    for program, address in asked:
         for who, header in (
             ("without a token", ""),
             ("with another", f"Authorization 'Bearer {'0' * 64}'"),
             ("with the token", 'Authorization "Bearer $(cat ~/.ray/auth_token)"'),
         ):
-            said = there.run("laptop", f"python -c {shlex.quote(ASK)} '{DASHBOARD}{path}' {header}")
-            found[f"{path} {who}"] = int(said)
+            said = there.run("laptop", f"python -c {shlex.quote(program)} '{address}' {header}")
+            found[f"{address} {who}"] = said.strip()
     return found
 
 
