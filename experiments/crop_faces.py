@@ -35,6 +35,7 @@ from mien.data_pipelines.manifest import Manifest, Rejected, located
 from mien.data_pipelines.probing import printable
 from mien.platform.cluster import ClusterConfig, connect
 from mien.platform.config import ConfigError, dump, parse, run_program
+from mien.platform.folder_lock import FolderLock
 from mien.platform.progress import progress
 from mien.platform.storage import storing, write_whole
 
@@ -137,31 +138,34 @@ def run(config: CropFacesConfig, output: Path) -> list[Record]:
     output = output.absolute()
     with storing(output):
         output.mkdir(parents=True, exist_ok=True)
-    left = pending(jobs, output, config)
-    groups = grouped(left)
-    if groups:
-        # The longest wait is for one group, and nobody knows how long its videos are: the guard watches over them.
-        stream = StreamConfig(task_cpus=config.task_cpus, stall_seconds=10 * 24 * 3600.0)
-        with connect(config.cluster), progress("cropping", len(jobs), "videos", done=len(jobs) - len(left)) as bar:
-            execution = Execution(
-                lambda n: Task(partial(work, groups[n], output, config), 1), len(groups), MIB, stream, 1
+    with FolderLock(output):
+        left = pending(jobs, output, config)
+        groups = grouped(left)
+        if groups:
+            # The longest wait is for one group, and nobody knows how long its videos are: the guard watches over them.
+            stream = StreamConfig(task_cpus=config.task_cpus, stall_seconds=10 * 24 * 3600.0)
+            with connect(config.cluster), progress("cropping", len(jobs), "videos", done=len(jobs) - len(left)) as bar:
+                execution = Execution(
+                    lambda n: Task(partial(work, groups[n], output, config), 1), len(groups), MIB, stream, 1
+                )
+                for batch in execution.batches(1, batches_per_block=1):
+                    if batch["error"][0]:
+                        raise ConfigError(str(batch["error"][0]))
+                    bar.advance(int(batch["videos"][0]))
+        records = [faces.read_record(output, job.name) or {} for job in jobs]
+        write_whole(output / "videos.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+        rows = [row for record in records for row in clip_rows(record, known.get(record["name"], {}), config)]
+        if not rows:
+            reasons = "".join(f"\n  {record['name']}: {record['reason']}" for record in records[:10])
+            raise ConfigError(f"some video must show a face, but none of {len(records)} does:{reasons}")
+        rejected = [Rejected(record["name"], record["reason"]) for record in records if not record["tracks"]]
+        of = config.faces
+        note = f"faces cropped by {of.detector}, margin {of.margin:g}, {of.size} pixels"
+        with storing(output):
+            manifest.build(rows, classes, output, rows[0]["dataset"], rejected, [note]).write(
+                output / "manifest.parquet"
             )
-            for batch in execution.batches(1, batches_per_block=1):
-                if batch["error"][0]:
-                    raise ConfigError(str(batch["error"][0]))
-                bar.advance(int(batch["videos"][0]))
-    records = [faces.read_record(output, job.name) or {} for job in jobs]
-    write_whole(output / "videos.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    rows = [row for record in records for row in clip_rows(record, known.get(record["name"], {}), config)]
-    if not rows:
-        reasons = "".join(f"\n  {record['name']}: {record['reason']}" for record in records[:10])
-        raise ConfigError(f"some video must show a face, but none of {len(records)} does:{reasons}")
-    rejected = [Rejected(record["name"], record["reason"]) for record in records if not record["tracks"]]
-    of = config.faces
-    note = f"faces cropped by {of.detector}, margin {of.margin:g}, {of.size} pixels"
-    with storing(output):
-        manifest.build(rows, classes, output, rows[0]["dataset"], rejected, [note]).write(output / "manifest.parquet")
-    return records
+        return records
 
 
 def clip_rows(record: Record, known: dict[str, Any], config: CropFacesConfig) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from mien.experiments.finetune import FinetuneConfig, load_task, open_fold, own_
 from mien.models.backbone import FeatureTask
 from mien.platform import pictures, predict, scores
 from mien.platform.config import ConfigError, dump, parse, run_program
+from mien.platform.folder_lock import FolderLock
 from mien.platform.progress import progress, table
 from mien.platform.run import append, records
 from mien.platform.storage import storing, write_whole
@@ -187,8 +188,7 @@ def evaluate_motion(config: EvaluateConfig, folder: Path, whole: dict[str, Any])
     }
     for ablate in SPOILT:
         tested, _ = test_folds(config, folder, ablate)
-        several = len(tested) > 1
-        found[ablate] = {name * several: of.scores(config.seed)["pooled"] for name, of in tested.items()}
+        found[ablate] = {name * (len(tested) > 1): of.scores(config.seed)["pooled"] for name, of in tested.items()}
     write_whole(place_of(config, folder) / "motion.json", json.dumps(found, indent=1) + "\n")
     return found
 
@@ -241,9 +241,8 @@ def keep_mistakes(mistakes: list[dict[str, Any]], most: int, folder: Path) -> No
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)  # there may be none, where gaze alone was learned
     for number, mistake in enumerate(mistakes):
-        fold, row = mistake.pop("fold"), mistake.pop("row")
+        fold, row, file = mistake.pop("fold"), mistake.pop("row"), f"{number:03d}.jpg"
         clip = reading.read_views(fold.manifest.row(row), row, fold.read)[0]["clip"]
-        file = f"{number:03d}.jpg"
         with storing(folder):
             pictures.save(folder / file, pictures.strip(clip))
         lines.append(mistake | {"file": file})
@@ -263,9 +262,10 @@ def main(argv: Sequence[str]) -> None:
         first="folder",
     )
     folder = Path(call.config.folder)
+    runs = runs_of(folder)
     if call.dry_run:
         print(dump(call.config))
-        table([test_sizes(call.config, place) for place in runs_of(folder).values()])
+        table([test_sizes(call.config, place) for place in runs.values()])
         return
     output, again = place_of(call.config, folder), "again" in call.flags
     times = records(output / "opened.jsonl")
@@ -274,10 +274,10 @@ def main(argv: Sequence[str]) -> None:
         """Return what a file says of the test clips, opening them where it is not there or is to be made again."""
         if (output / file).is_file() and not again:
             print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
-            record: dict[str, Any] = json.loads((output / file).read_text(encoding="utf-8"))
-            return record
-        result = open_test()
-        append(output / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "file": file})
+            return dict(json.loads((output / file).read_text(encoding="utf-8")))
+        with FolderLock(folder):
+            result = open_test()
+            append(output / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "file": file})
         return result
 
     result = found("scores.json", lambda: evaluate(call.config, folder))

@@ -204,7 +204,7 @@ def finetune(
     record, first = output / "scores.json", here is None or here.rank == 0
     if record.is_file():
         if first:
-            Run.start(output, config, seed=config.loop.seed)
+            Run.start(output, config, seed=config.loop.seed).close()
         return json.loads(record.read_text(encoding="utf-8"))
     given = config
     config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config

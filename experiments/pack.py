@@ -54,30 +54,30 @@ def pack(config: ProgramConfig, output: Path) -> Manifest:
     """Pack what is not packed yet; return the manifest of what was packed."""
     manifest = Manifest.read(config.manifest, config.root)
     # What is packed belongs to the rows as well as to the settings.
-    Run.start(output, plain(config) | {"fingerprint": manifest.fingerprint()}, seed=0).close()
-    parts = packing.parts(packing.plan(manifest, config), config)
-    missing = [number for number in range(len(parts)) if not packing.is_whole(output, number)]
-    if missing:
-        with connect(config.cluster), storing(output):
-            run_parts(config, [(number, parts[number]) for number in missing], output.resolve())
-    packed, rejected = packing.packed_manifest(manifest, config, output)
-    write_whole(output / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected))
-    if packed is None:
-        raise ValueError(
-            f"at least one clip must be readable, but none of {len(manifest):,} is; see {output / 'rejected.jsonl'}, "
-            "and give root=FOLDER if the clips have moved"
-        )
-    with storing(output):
-        packed.write(output / "manifest.parquet")
-    assert len(manifest) == len(packed) + len(rejected)
-    print(f"{len(manifest):,} clips = {len(packed):,} packed + {len(rejected):,} rejected: {output}")
-    print(f"  {packed.notes[-1]}")
-    shards = list(output.glob("shard-*.parquet"))
-    print(f"  {len(shards):,} shards, {readable(sum(shard.stat().st_size for shard in shards))}")
-    if rejected:
-        print(f"  {rejected[0]['path']}: {rejected[0]['reason']}")
-        print(f"  all that was rejected: {output / 'rejected.jsonl'}")
-    return packed
+    with Run.start(output, plain(config) | {"fingerprint": manifest.fingerprint()}, seed=0):
+        parts = packing.parts(packing.plan(manifest, config), config)
+        missing = [number for number in range(len(parts)) if not packing.is_whole(output, number)]
+        if missing:
+            with connect(config.cluster), storing(output):
+                run_parts(config, [(number, parts[number]) for number in missing], output.resolve())
+        packed, rejected = packing.packed_manifest(manifest, config, output)
+        write_whole(output / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected))
+        if packed is None:
+            raise ValueError(
+                f"at least one clip must be readable, but none of {len(manifest):,} is; see "
+                f"{output / 'rejected.jsonl'}, and give root=FOLDER if the clips have moved"
+            )
+        with storing(output):
+            packed.write(output / "manifest.parquet")
+        assert len(manifest) == len(packed) + len(rejected)
+        print(f"{len(manifest):,} clips = {len(packed):,} packed + {len(rejected):,} rejected: {output}")
+        print(f"  {packed.notes[-1]}")
+        shards = list(output.glob("shard-*.parquet"))
+        print(f"  {len(shards):,} shards, {readable(sum(shard.stat().st_size for shard in shards))}")
+        if rejected:
+            print(f"  {rejected[0]['path']}: {rejected[0]['reason']}")
+            print(f"  all that was rejected: {output / 'rejected.jsonl'}")
+        return packed
 
 
 def run_parts(config: ProgramConfig, parts: Sequence[tuple[int, Sequence[Clip]]], output: Path) -> None:

@@ -249,27 +249,27 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
     newest = checkpoint.newest(output / "checkpoints")
     if config.pretrained is not None and newest is None:
         print(f"{config.pretrained}: {make_task(config, begins=True)[1]}", flush=True)
-    Run.start(output, config, seed=config.loop.seed).close()
-    write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
-    total = config.loop.total_steps(len(manifest))
-    if newest is not None and checkpoint.number(newest) >= total:
-        print(f"{output}: finished, {total:,} steps")
-        return
-    if newest is not None:
-        print(f"going on from {newest}", flush=True)
-    print(told_rate(config.optim, config.loop.batch_size))
-    about = {"pretraining": output.name, "dataset": manifest.name, "storage": str(output)}
-    with cluster.connect(config.cluster, about):
-        preflight(needs(config, read, output), force=force)
-        trainer.fit(
-            worker,
-            {"config": plain(config), "output": str(output)},
-            config.trainer,
-            output,
-            total_steps=total,
-            data_cpus=config.stream.task_cpus,
-            label="pretraining",
-        )
+    with Run.start(output, config, seed=config.loop.seed):
+        write_whole(output / "inputs.json", json.dumps(inputs(config, manifest, read), indent=1) + "\n")
+        total = config.loop.total_steps(len(manifest))
+        if newest is not None and checkpoint.number(newest) >= total:
+            print(f"{output}: finished, {total:,} steps")
+            return
+        if newest is not None:
+            print(f"going on from {newest}", flush=True)
+        print(told_rate(config.optim, config.loop.batch_size))
+        about = {"pretraining": output.name, "dataset": manifest.name, "storage": str(output)}
+        with cluster.connect(config.cluster, about):
+            preflight(needs(config, read, output), force=force)
+            trainer.fit(
+                worker,
+                {"config": plain(config), "output": str(output)},
+                config.trainer,
+                output,
+                total_steps=total,
+                data_cpus=config.stream.task_cpus,
+                label="pretraining",
+            )
 
 
 def main(argv: Sequence[str]) -> None:

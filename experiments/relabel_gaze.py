@@ -216,38 +216,38 @@ def label(work: Work, parts: Parts, missing: Sequence[int], output: Path) -> Non
 def relabel(config: RelabelConfig, output: Path, csv: bool = False) -> dict[str, Any] | None:
     """Label a manifest in a run folder; return how the gaze agrees with the clips' own, where they have one."""
     work = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
-    Run.start(output, config, seed=0).close()
-    parts, manifest, compared = work.parts(output), work.manifest, work.compared()
-    write_whole(output / "compared.json", json.dumps(compared, indent=1) + "\n")
-    print("\n  - ".join(["why gaze may be further off than in the run's scores:", *input_differences.told(compared)]))
-    if missing := parts.missing():
-        with connect(config.cluster):
-            label(work, parts, missing, output)
-    angles_rad, spread = np.full((len(manifest), 2), np.nan), np.full(len(manifest), np.nan)
-    for number in parts.present():
-        lines, mean_rad, mean_spread = clip_means(parts.read(number))
-        angles_rad[lines], spread[lines] = mean_rad, mean_spread
-    parts.join(output / "frames.parquet")
-    known = clips_table(manifest.table, angles_rad, spread)
-    predict.write(known, output / "clips.parquet")
-    if csv:
+    with Run.start(output, config, seed=0):
+        parts, manifest, compared = work.parts(output), work.manifest, work.compared()
+        write_whole(output / "compared.json", json.dumps(compared, indent=1) + "\n")
+        why = "why gaze may be further off than in the run's scores:"
+        print("\n  - ".join([why, *input_differences.told(compared)]))
+        if missing := parts.missing():
+            with connect(config.cluster):
+                label(work, parts, missing, output)
+        angles_rad, spread = np.full((len(manifest), 2), np.nan), np.full(len(manifest), np.nan)
+        for number in parts.present():
+            lines, mean_rad, mean_spread = clip_means(parts.read(number))
+            angles_rad[lines], spread[lines] = mean_rad, mean_spread
+        parts.join(output / "frames.parquet")
+        known = clips_table(manifest.table, angles_rad, spread)
+        predict.write(known, output / "clips.parquet")
+        if csv:
+            with storing(output):
+                frame_annotations.write(output / "csv", manifest, map(parts.read, parts.present()))
+        made_from = ", ".join(f"{name} {value}" for name, value in parts.made_from.items())
+        told = "pitch and yaw are pseudo-labels: the mean direction of each clip's frames"
+        note = f"{told} by {config.checkpoint} ({made_from})"
+        frames = pq.read_table(output / "frames.parquet", columns=["row", "pitch", "yaw", "spread"])
         with storing(output):
-            frame_annotations.write(output / "csv", manifest, map(parts.read, parts.present()))
-    made_from = ", ".join(f"{name} {value}" for name, value in parts.made_from.items())
-    told = "pitch and yaw are pseudo-labels: the mean direction of each clip's frames"
-    note = f"{told} by {config.checkpoint} ({made_from})"
-    frames = pq.read_table(output / "frames.parquet", columns=["row", "pitch", "yaw", "spread"])
-    with storing(output):
-        with_gaze(manifest, angles_rad, note, spread, frames).write(output / "manifest.parquet")
-    print(f"{len(manifest) - len(parts.dropped()):,} clips have gaze now: {output / 'manifest.parquet'}")
-    if parts.dropped():
-        print(f"{len(parts.dropped())} clips cannot be read and have none: {output / 'dropped.jsonl'}")
-    if parts.made_from["trained_on"] == parts.made_from["manifest"]:
-        print("the run was trained on clips of this very manifest: labels of those are better than on new clips")
-    found = agreement(known, manifest.classes)
-    if found:
-        write_whole(output / "agreement.json", json.dumps(found, indent=1) + "\n")
-    return found
+            with_gaze(manifest, angles_rad, note, spread, frames).write(output / "manifest.parquet")
+        print(f"{len(manifest) - len(parts.dropped()):,} clips have gaze now: {output / 'manifest.parquet'}")
+        if parts.dropped():
+            print(f"{len(parts.dropped())} clips cannot be read and have none: {output / 'dropped.jsonl'}")
+        if parts.made_from["trained_on"] == parts.made_from["manifest"]:
+            print("the run was trained on clips of this very manifest: labels of those are better than on new clips")
+        if found := agreement(known, manifest.classes):
+            write_whole(output / "agreement.json", json.dumps(found, indent=1) + "\n")
+        return found
 
 
 def tell(found: dict[str, Any]) -> None:

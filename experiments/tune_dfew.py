@@ -139,8 +139,11 @@ def study(config: TuneConfig, output: Path, *, force: bool = False) -> Record:
     folds = judged_folds(config)
     try_space(config)
     first_fold(config, folds)
-    Run.start(output, config, seed=config.study.seed).close()
-    with cluster.connect(config.cluster, about(config, output)), live_table("trials") as show_trials:
+    with (
+        Run.start(output, config, seed=config.study.seed),
+        cluster.connect(config.cluster, about(config, output)),
+        live_table("trials") as show_trials,
+    ):
         preflight(Needs(output), force=force)
         # Clips are read once and stay encoded; trials share them, and none waits for another's data tasks.
         shared = {}

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from tensorboardX import SummaryWriter
 
 from mien.platform import checkpoint, gauges
 from mien.platform.config import ConfigError, rebuild
+from mien.platform.folder_lock import FolderLock
 from mien.platform.ownership import refuse_strangers
 from mien.platform.provenance import environment, refuse_secrets, this_command
 from mien.platform.storage import storing, write_whole
@@ -34,13 +35,17 @@ class RunError(ValueError):
 
 
 class Run:
-    """One run folder. `Run.start` makes or resumes it; `Run(output)` opens one that is there, as a worker does."""
+    """One run folder. `Run.start` makes or resumes it; `Run(output)` opens one that is there, as a worker does.
+
+    Who started it alone writes in it, with its workers, until `close`.
+    """
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.checkpoints = output / "checkpoints"
         self._writer: SummaryWriter | None = None
         self._purge_step: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def start(
@@ -50,23 +55,30 @@ class Run:
 
         `config` is complete. A setting that an earlier version of a config class did not have counts as its default,
         which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config,
-        OwnerError if somebody else made it, and SecretError if a secret would be recorded.
+        OwnerError if somebody else made it, LockedError if another process has started it and not closed it, and
+        SecretError if a secret would be recorded.
         """
-        given, file = plain(config), output / "config.yaml"
+        given, file, run = plain(config), output / "config.yaml", cls(output)
         here = environment(seed, command or this_command())
         refuse_secrets(flat(given) | {"the command line": here["command"]})
         with storing(output):
             output.mkdir(parents=True, exist_ok=True)
             if file.exists():
                 refuse_strangers(output)
-                there = yaml.safe_load(file.read_text(encoding="utf-8"))
-                refuse_other(output, completed(type(config), there) if isinstance(config, BaseModel) else there, given)
-                first = json.loads((output / "environment.json").read_text(encoding="utf-8"))
-                here = first | {"resumed": [*first.get("resumed", []), here]}
-        # The config is written last: a folder with a config has everything.
-        write_whole(output / "environment.json", json.dumps(here, indent=1) + "\n")
-        write_whole(file, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
-        return cls(output)
+        with ExitStack() as undone:
+            run._lock = undone.enter_context(FolderLock(output))
+            with storing(output):
+                if file.exists():
+                    there = yaml.safe_load(file.read_text(encoding="utf-8"))
+                    there = completed(type(config), there) if isinstance(config, BaseModel) else there
+                    refuse_other(output, there, given)
+                    first = json.loads((output / "environment.json").read_text(encoding="utf-8"))
+                    here = first | {"resumed": [*first.get("resumed", []), here]}
+            # The config is written last: a folder with a config has everything.
+            write_whole(output / "environment.json", json.dumps(here, indent=1) + "\n")
+            write_whole(file, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
+            undone.pop_all()
+        return run
 
     def log(self, record: Mapping[str, float | None], split: str = "train") -> None:
         """Append a record with its `step`; other names become `<split>/<name>`, and what is not finite becomes null."""
@@ -95,11 +107,16 @@ class Run:
         cut(self.output / "metrics.jsonl", "step", step + 1)
         if position is not None:
             cut(self.output / "dropped.jsonl", "position", position)
-        self.close()
+        self._close_events()
         self._purge_step = step + 1
 
     def close(self) -> None:
-        """Bring TensorBoard's events to the disk."""
+        """Bring TensorBoard's events to the disk, and let others write in the folder."""
+        self._close_events()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _close_events(self) -> None:
         if self._writer is not None:
             with storing(self.output):
                 self._writer.close()
