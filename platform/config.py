@@ -6,6 +6,7 @@ A program's config is a frozen pydantic model made of the configs of the parts i
 """
 
 import difflib
+import os
 import shutil
 import sys
 import textwrap
@@ -107,8 +108,7 @@ def load(config_class: type[C], recipe: Path | None, overrides: Mapping[str, Any
 
 def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     """Return `config` with dotted settings replaced, checked like any other config."""
-    cls = type(config)
-    return _validated(cls, _overlay(cls, config.model_dump(), _nested(overrides), ""))
+    return _validated(type(config), _overlay(type(config), config.model_dump(), _nested(overrides), ""))
 
 
 def rebuild(config_class: type[C], plain: Mapping[str, Any]) -> C:
@@ -166,6 +166,10 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Run a program's main: a user's mistake ends in one message and exit code 2, never in a traceback."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads what is printed (`| head`) has enough; nothing is flushed to it any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -219,17 +223,12 @@ def _overlay(
         models = _models(field.annotation)
         value = {"name": value} if len(models) > 1 and isinstance(value, str) else value  # a variant by its name
         if models and isinstance(value, Mapping):
-            old = base.get(key) or {}
-            if len(models) == 1:
-                result[key] = _overlay(models[0], old or _defaults(models[0]), value, f"{path}{key}.")
-                continue
             tags = {_tag(model): model for model in models}
-            tag = value.get("name", old.get("name"))
+            old = base.get(key) or {}
+            tag = value.get("name", old.get("name")) if len(models) > 1 else next(iter(tags))
             if tag not in tags:
-                raise ConfigError(
-                    f"{path}{key}.name must be one of {', '.join(tags)}; got {tag!r}{_nearest(tag, tags)}"
-                )
-            old = old if old.get("name") == tag else _defaults(tags[tag])
+                raise ConfigError(f"{path}{key}.name must be one of {', '.join(tags)}; got {_with_nearest(tag, tags)}")
+            old = old if old and old.get("name", tag) == tag else _defaults(tags[tag])
             result[key] = _overlay(tags[tag], old, value, f"{path}{key}.")
         else:
             result[key] = value
@@ -261,8 +260,9 @@ def _unknown(config_class: type[BaseModel], path: str, key: str) -> str:
     return f"unknown setting {path}; {hint}"
 
 
-def _nearest(word: object, choices: Mapping[str, Any]) -> str:
-    return "".join(f" (did you mean {near}?)" for near in difflib.get_close_matches(str(word), choices, 1, 0.6))
+def _with_nearest(word: object, choices: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(str(word), choices, 1, 0.6)
+    return " ".join([repr(word), *(f"(did you mean {near}?)" for near in nearest)])
 
 
 def _all_fields(config_class: type[BaseModel]) -> Iterator[FieldInfo]:

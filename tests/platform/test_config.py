@@ -1,6 +1,8 @@
 """A setting is born once, set by a recipe, overridden on the command line, and checked before anything starts."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +13,8 @@ from pydantic import BaseModel, Field, model_validator
 from mien.platform import config as settings
 from mien.platform.config import ConfigError
 from mien.platform.storage import StorageError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Adam(BaseModel, frozen=True, extra="forbid"):
@@ -153,6 +157,22 @@ def test_a_fault_of_ours_shows_where_it_is() -> None:
 
     with pytest.raises(KeyError):
         settings.run_program(main)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_who_has_enough_ends_a_program_quietly(lines: int) -> None:
+    """As with `| head`, whether the pipe breaks while the program prints or when it ends."""
+    program = (
+        "import sys\nfrom mien.platform.config import run_program\n"
+        f"run_program(lambda _: (sys.stdin.readline(), [print('a line') for _ in range({lines})]))\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT) as one:
+        assert one.stdin is not None and one.stdout is not None and one.stderr is not None
+        one.stdout.close()
+        one.stdin.close()
+        assert one.stderr.read() == b""
+    assert one.returncode == 141
 
 
 def test_ctrl_c_ends_any_program_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
