@@ -83,7 +83,7 @@ def open_weights(path: str | Path, *, ema: bool = False, **known: Any) -> Weight
     if ema:
         raise ConfigError(f"only a run's folder holds a moving average, but {path} is a file; leave ema out")
     state, beside = published.read_file(path)
-    if "backbone.embed.weight" in state:
+    if "backbone.embed.weight" in map(published.unwrapped, state):
         raise ValueError(f"{path} is one file of a checkpoint of ours; give its folder, which holds the config too")
     if "mien" in beside and not known:
         return Weights(state, TASK.validate_python(beside["mien"]["task"]), True, beside)

@@ -12,9 +12,10 @@ from mien.models import published_mamba
 from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
+from mien.models.file_names import Entries, FileNames
 from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
-from mien.models.loading import Entries, blocks_of
+from mien.models.loading import blocks_of
 from mien.models.mae import MaeConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig
@@ -43,11 +44,12 @@ def describe(
     fit the number of region tokens; filters of single frames are to be inflated to `tubelet`. Raises ValueError where
     the weights are of no known model, or no region fits.
     """
-    state = Entries({bare(name): value for name, value in state.items()})
+    state = Entries({bare(name): value for name, value in state.items()}, FileNames(state, bare))
     if published_mamba.is_mamba(state):
         return published_mamba.describe(state, frames, size, tubelet, per_frame, mask_ratio)
     if not any(name.startswith("blocks.0.") for name in state):
-        raise ValueError(f"these are no weights of a known video model; their names begin with {sorted(state)[:4]}")
+        names = sorted(state.names.there.values())
+        raise ValueError(f"these are no weights of a known video model; their names begin with {names[:4]}")
     width, _, long, patch, _ = state.sizes("patch_embed.proj.weight", 5)
     if width % HEAD_WIDTH:
         raise ValueError(
@@ -62,7 +64,7 @@ def describe(
         "mlp_ratio": state.sizes("blocks.0.mlp.fc1.weight", 2)[0] // width,
     }
     encoder: LgiFormerConfig | VitConfig = VitConfig(**sizes)
-    if "lg_region_tokens" in state:
+    if any(name.startswith("blocks.0.first_attn.") for name in state):
         same = [stage for stage in STAGES if _equal(state, stage)]
         there = {name.split(".")[2] for name in state if name.startswith("blocks.0.")}
         encoder = LgiFormerConfig(

@@ -9,44 +9,32 @@ from torch import Tensor
 
 from mien.models.adaptation import adapt
 from mien.models.backbone import BackboneConfig, FeatureTask, Task
+from mien.models.file_names import Filed
 from mien.models.lora import is_adapter
-
-
-class Entries(dict[str, Tensor]):
-    """A file's tensors by name, to tell its model by: ValueError where one of those is missing or misshapen."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ValueError(f"not in the file: {name}, by which its model is told; it is damaged, or of another model")
-
-    def sizes(self, name: str, *axes: int) -> tuple[int, ...]:
-        """Return the shape of an entry that has one of these numbers of axes."""
-        shape = tuple(self[name].shape)
-        if len(shape) not in axes:
-            numbers = " or ".join(map(str, axes))
-            raise ValueError(
-                f"other shapes: {name}, by which the model is told, must have {numbers} axes, but is {shape}"
-            )
-        return shape
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a file's weights: those loaded, and by name with why those stretched, left out or left new."""
+    """What became of a file's weights: those loaded, and by name with why those stretched, left out or left new.
+
+    Names are the task's, but for what was `left`: the file's.
+    """
 
     matched: tuple[str, ...]
     left: Mapping[str, str]
     fresh: Mapping[str, str]
     changed: Mapping[str, str] = field(default_factory=dict)
+    filed: Filed = field(default_factory=Filed)
 
     def __str__(self) -> str:
         lines = [f"{len(self.matched)} parameters loaded"]
-        for title, names in (
-            ("resized", self.changed),
-            ("left in the file", self.left),
-            ("not in the file, newly drawn", self.fresh),
+        for title, names, filed in (
+            ("resized", self.changed, self.filed),
+            ("left in the file", self.left, Filed()),
+            ("not in the file, newly drawn", self.fresh, self.filed),
         ):
             for why in dict.fromkeys(names.values()):
-                listed = [name for name, reason in names.items() if reason == why]
+                listed = filed.told(name for name, reason in names.items() if reason == why)
                 lines.append(f"{len(listed)} {title} ({why}): {', '.join(listed[:4])}{' …' if listed[4:] else ''}")
         return "\n".join(lines)
 
@@ -57,29 +45,31 @@ def load_strictly(
     left: Mapping[str, str],
     fresh: Mapping[str, str],
     source: BackboneConfig | None = None,
+    filed: Filed | None = None,
 ) -> Report:
     """Load `state`, whose keys are the task's own, but for the listed `fresh` ones. Raises ValueError otherwise.
 
-    Weights of another backbone `source` are adapted to the task's. New adapters need not be in the file. Of a backbone
-    that adapters keep frozen, what is newly drawn is trained all the same: frozen, it would stay noise.
+    Messages name what is wrong as `filed` has it; `left` is by the file's names. Weights of another backbone `source`
+    are adapted to the task's. New adapters need not be in the file. Of a backbone that adapters keep frozen, what is
+    newly drawn is trained all the same: frozen, it would stay noise.
     """
-    own = task.state_dict()
+    own, filed = task.state_dict(), filed or Filed()
     adapted = adapt(state, own, source or task.backbone.config, task.backbone.config)
-    state, left = adapted.state, {**left, **adapted.left}
+    state = adapted.state
+    left = {**left, **{filed.names.get(name, name): why for name, why in adapted.left.items()}}
     adapters = {
         name: "adapters, which add nothing yet"
         for name in own
         if is_adapter(name) and not any(f"{name[:-1]}{half}" in state for half in "AB")  # of half a one, a half is lost
     }
     fresh = {**adapters, **adapted.fresh, **fresh}
-    missing = sorted(own.keys() - state.keys() - fresh.keys())
-    unknown = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    kinds = (("not in the file", missing), ("unknown to the model", unknown), ("other shapes", shapes))
+    missing = filed.told(sorted(own.keys() - state.keys() - fresh.keys()))
+    unknown = sorted(filed.grouped(state.keys() - own.keys()))
+    kinds = (
+        ("not in the file", missing),
+        ("unknown to the model", unknown),
+        ("other shapes", filed.misshapen(state, own)),
+    )
     wrong = [f"{kind}: {'; '.join(names[:8])}{' …' if names[8:] else ''}" for kind, names in kinds if names]
     if wrong:
         raise ValueError(
@@ -90,7 +80,7 @@ def load_strictly(
     for name, parameter in task.named_parameters():
         if name in fresh and name.startswith("backbone."):
             parameter.requires_grad_(True)
-    return Report(tuple(sorted(state)), left, fresh, adapted.changed)
+    return Report(tuple(sorted(state)), left, fresh, adapted.changed, filed)
 
 
 def load_backbone(
@@ -108,6 +98,7 @@ def load_backbone(
     if not isinstance(task, FeatureTask) and "mask_token" in state:
         return load_strictly(task, state, {}, {}, source)
     taken = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    moved: dict[str, str] = {}
     if not isinstance(task, FeatureTask):
         norm = "new"
     elif task.first_token and "norm.weight" in state:
@@ -115,18 +106,19 @@ def load_backbone(
     if norm == "pretrained":
         if "norm.weight" not in state:
             raise ValueError("the final norm comes from an autoencoder, but these weights have none; take a new norm")
-        taken |= {name.replace("norm.", "fc_norm.", 1): state[name] for name in state if name.startswith("norm.")}
+        moved = {name.replace("norm.", "fc_norm.", 1): name for name in state if name.startswith("norm.")}
+        taken |= {ours: state[name] for ours, name in moved.items()}
     left = {
         name: "belongs to the task it was trained for"
         for name in state
-        if name not in taken and not (norm == "pretrained" and name.startswith("norm."))
+        if name not in taken and name not in moved.values()
     }
     fresh = {
         name: "belongs to this task"
         for name in task.state_dict()
         if not name.startswith("backbone.") and name not in taken
     }
-    return load_strictly(task, taken, left, fresh, source)
+    return load_strictly(task, taken, left, fresh, source, Filed(moved))
 
 
 def blocks_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:

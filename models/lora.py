@@ -8,7 +8,7 @@ of the Facial-Foundation-Model project. Dropout hides inputs of A from a whole s
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -97,14 +97,24 @@ def add_adapters(backbone: nn.Module, config: LoraConfig, depth: int) -> None:
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
 
 
-def merged(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """Return a task's weights with its adapters added to them: those of the same model without adapters."""
+def merged(state: Mapping[str, Tensor], config: LoraConfig, told: Callable[[str], str] = str) -> dict[str, Tensor]:
+    """Return a task's weights with its adapters added to them: those of the same model without adapters.
+
+    Raises ValueError, with names as they are `told`, where a part of an adapter is missing or misshapen.
+    """
     plain = {name: value for name, value in state.items() if not is_adapter(name)}
-    for name in state:
-        if name.endswith(".lora_B"):
-            layer = name.removesuffix(".lora_B")
-            down, weight = state[f"{layer}.lora_A"], state[f"{layer}.weight"]
-            plain[f"{layer}.weight"] = with_adapter(weight, down, state[name], config.scale(block_of(name)))
+    for layer in dict.fromkeys(name.rpartition(".")[0] for name in state if is_adapter(name)):
+        names = [f"{layer}.{part}" for part in ("weight", "lora_A", "lora_B")]
+        for name in names:
+            if name not in state:
+                raise ValueError(f"not in the file: {told(name)}, of an adapter of which the other parts are there")
+        weight, down, up = (state[name] for name in names)
+        if [*weight.shape, len(down)] != [len(up), *down.shape[1:], *up.shape[1:]]:
+            shapes = ", ".join(f"{told(name)} {tuple(state[name].shape)}" for name in names)
+            raise ValueError(
+                f"other shapes: an adapter (r, in), (out, r) is added to a weight (out, in), but: {shapes}"
+            )
+        plain[names[0]] = with_adapter(weight, down, up, config.scale(block_of(layer)))
     return plain
 
 
@@ -115,7 +125,7 @@ def is_adapter(name: str) -> bool:
 
 def block_of(name: str) -> int:
     """Return the block that a layer's name lies in."""
-    found = re.search(r"\bblocks\.(\d+)\.", name)
+    found = re.search(r"\bblocks\.(\d+)\b", name)
     assert found, f"adapters stand in blocks, but {name} in none"
     return int(found[1])
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from mien.models import published_lora, published_mamba
 from mien.models.backbone import BackboneConfig, FeatureTask, Task
 from mien.models.combined import Combined
+from mien.models.file_names import Filed, FileNames
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import Report, blocks_of, load_strictly
 from mien.models.lora import is_adapter
@@ -50,22 +51,22 @@ NUMPY_NAMES = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", 
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Return the weights of a published file (under `model` or `module`, beside settings), never running its code.
+    """Return the weights of a published file (under `model` or `module`, beside settings) without wrappers' names.
 
     Raises ValueError for a file that holds anything but weights and plain settings, or none, or is damaged.
     """
-    return read_file(path)[0]
+    return {unwrapped(name): value for name, value in read_file(path)[0].items()}
 
 
 def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of a published file, and of what stands beside them `epoch`, `args` and `mien`.
+    """Return the weights of a published file under its very names, and what is beside: `epoch`, `args` and `mien`.
 
     `args` are the settings of whoever published it, `mien` is what `doctor.py` says of a model that it writes.
     Files of safetensors hold weights alone. Raises ValueError for a file that holds anything but weights and plain
     settings, or none, or is damaged.
     """
     if Path(path).suffix == ".safetensors":
-        return {unwrapped(name): value for name, value in _read_safetensors(path).items()}, {}
+        return _read_safetensors(path), {}
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or no file of PyTorch 1.6 or later; fetch it again, or save it anew")
     try:
@@ -88,7 +89,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} must hold named tensors, alone or under 'model' or 'module', but it does not")
     if isinstance(beside.get("args"), argparse.Namespace):
         beside["args"] = vars(beside["args"])
-    return {unwrapped(name): value for name, value in content.items()}, beside
+    return content, beside
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -131,20 +132,21 @@ def load(
     `fitted`) or of other clips; `own` says that a file is a model of ours under published names. Raises ValueError
     where anything else is missing, unknown or of another shape, or where the file differs in what the task shares.
     """
+    names, shapes = FileNames(state, bare), {name: tuple(value.shape) for name, value in state.items()}
     state = {bare(name): value for name, value in state.items()}
     scanned = isinstance(task.backbone.config.encoder, MambaConfig)
     if isinstance(task, FeatureTask):
         state, left, replaced = _for_features(task, state, norm, head)
     else:
         state, left, replaced = _for_autoencoder(state, scanned, head)
-    taken = _separated({name: value for name, value in state.items() if name not in left}, task)
+    taken = _separated({name: value for name, value in state.items() if name not in left}, task, names)
     if any(map(is_adapter, taken)) and not (isinstance(task, FeatureTask) and task.lora):
-        taken = published_lora.without_adapters(taken, blocks_of(taken))
+        taken = published_lora.without_adapters(taken, blocks_of(taken), names)
     fitted = None
     if scanned:
         # The facial project, which leaves the last mixer out, pretrains with a decoder of mixers.
         unread = not own and any(re.match(r"decoder\..*\.mixer\.", name) for name in state)
-        fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation, unread)
+        fitted = published_mamba.fitted(taken, source or task.backbone.config, inflation, unread, names)
         final = "norm_f." if isinstance(task, FeatureTask) else "norm."
         taken = {re.sub(r"^norm_f\.", final, name): value for name, value in fitted.state.items()}
     ours = {bare(published_name(name, task)): name for name in task.state_dict()}
@@ -154,13 +156,24 @@ def load(
         if theirs not in taken and theirs.startswith(replaced)
     }
     if source is not None:  # the file's last blocks may have no name here
-        ours |= {name: _of_first_block(name, ours) for name in taken.keys() - ours.keys()}
-    renamed = {ours.get(name, name): value for name, value in taken.items()}
+        last = {name: _of_first_block(name, ours) for name in taken.keys() - ours.keys()}
+        ours |= {theirs: name for theirs, name in last.items() if name != theirs}
+    there = {theirs: _filed(theirs, names, taken, published_name(name, task)) for theirs, name in ours.items()}
+    left = {names.there[name]: why for name, why in left.items()}
+    strange = {_filed(name, names, taken): value for name, value in taken.items() if name not in ours}
+    if clash := sorted(strange.keys() & set(ours.values())):  # what is ours by name would take the place of what is
+        raise ValueError(
+            f"the weights do not fit the model; unknown to the model: {'; '.join(clash)}; build the model with the "
+            "config that the weights were trained with"
+        )
+    renamed = {ours[name]: value for name, value in taken.items() if name in ours} | strange
     renamed = published_lora.rescaled(renamed, task, to="own")
+    filed = Filed({name: there[theirs] for theirs, name in ours.items()}, shapes)
     if fitted is None:
-        return load_strictly(task, renamed, left, fresh, source)
-    report = load_strictly(task, renamed, left, fresh | fitted.fresh, fitted.source)
-    return dataclasses.replace(report, changed={**fitted.changed, **report.changed})
+        return load_strictly(task, renamed, left, fresh, source, filed)
+    report = load_strictly(task, renamed, left, fresh | fitted.fresh, fitted.source, filed)
+    changed = {ours.get(name, name): why for name, why in fitted.changed.items()}
+    return dataclasses.replace(report, changed={**changed, **report.changed})
 
 
 def _for_features(
@@ -225,6 +238,17 @@ def unwrapped(name: str) -> str:
     return re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", name)
 
 
+def _filed(name: str, names: FileNames, taken: Mapping[str, Tensor], otherwise: str = "") -> str:
+    """Return a file's name for a bare published one; `otherwise` is how it is published, where no other begins alike.
+
+    Query, key and value of a joint block are one entry, and a final norm may have been taken as another one.
+    """
+    joint = re.sub(r"(?<=\.attn\.)(q|kv)(?=\.weight$)", "qkv", name)
+    norms = [re.sub(r"^(norm|norm_f|fc_norm)\.", f"{norm}.", name) for norm in ("norm", "norm_f", "fc_norm")]
+    there = [known for known in (name, joint, *(norms if name in taken else ())) if known in names.there]
+    return names.there[there[0]] if there else names.likely(joint, otherwise)
+
+
 def _of_first_block(name: str, ours: Mapping[str, str]) -> str:
     """Return our name for a published one of a block that the task does not have, by that of its first block."""
     block = re.search(r"(?<=blocks\.|layers\.)\d+", name)
@@ -241,7 +265,7 @@ def _aliases(task: Task) -> dict[str, str]:
     return {stage: "first_attn" for stage in STAGES if shared[stage]}
 
 
-def _separated(state: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
+def _separated(state: Mapping[str, Tensor], task: Task, names: FileNames) -> dict[str, Tensor]:
     """Return published weights with joint matrices split and the second names of shared attentions left out."""
     aliases = _aliases(task)
     separated = {}
@@ -250,8 +274,9 @@ def _separated(state: Mapping[str, Tensor], task: Task) -> dict[str, Tensor]:
         if alias is not None:
             original = name.replace(alias, aliases[alias])
             if original not in state or not torch.equal(value, state[original]):
+                first, second = map(names.likely, (original, name))
                 raise ValueError(
-                    f"the model shares {original} with {name}, but the file's differ; set sharing to 'none'"
+                    f"the model shares {first} with {second}, but the file's differ; set sharing to 'none'"
                 )
         elif name.endswith(".attn.qkv.weight"):
             joint = name.removesuffix("qkv.weight")

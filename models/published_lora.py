@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from mien.models.backbone import FeatureTask, Task
+from mien.models.file_names import FileNames
 from mien.models.lora import LoraConfig, block_of, is_adapter, merged
 
 SCALES = (0.5,) * 8 + (16.0,) * 8
@@ -31,10 +32,10 @@ def adapters_of(state: Mapping[str, Tensor], depth: int) -> LoraConfig | None:
     return LoraConfig(rank=len(state[layers[0]]), block_scales=scales(depth), targets=tuple(sorted(targets)))
 
 
-def without_adapters(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Return published weights with their adapters added to the weights."""
+def without_adapters(state: Mapping[str, Tensor], depth: int, names: FileNames) -> dict[str, Tensor]:
+    """Return published weights with their adapters added to the weights; `names` are the file's, for messages."""
     own = {re.sub(r"\.lora_(\w+)\.(lora_[AB])$", r".\1.\2", name): value for name, value in state.items()}
-    return merged(own, LoraConfig(block_scales=scales(depth)))
+    return merged(own, LoraConfig(block_scales=scales(depth)), lambda name: names.likely(published_name(name)))
 
 
 def rescaled(state: Mapping[str, Tensor], task: Task, to: Literal["published", "own"]) -> dict[str, Tensor]:

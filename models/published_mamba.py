@@ -16,8 +16,9 @@ from torch import Tensor
 from mien.models.backbone import BackboneConfig
 from mien.models.combined import CombinedConfig
 from mien.models.expression import ExpressionConfig
+from mien.models.file_names import Entries, FileNames
 from mien.models.gaze import GazeConfig
-from mien.models.loading import Entries, blocks_of
+from mien.models.loading import blocks_of
 from mien.models.mae import MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
@@ -47,14 +48,16 @@ def fitted(
     backbone: BackboneConfig,
     inflation: Literal["centre", "mean"] = "centre",
     unread: bool = False,
+    names: FileNames | None = None,
 ) -> Fitted:
     """Return published weights (names without prefix) with the filter inflated, and what their positions belong to.
 
     inflation "centre" puts a filter of images at the middle of a tube's frames, "mean" spreads it over them. The facial
     project never reads what its last mixer gives, and never trains it: of its files (told by `fc_norm`, or `unread`)
-    that mixer begins with giving nothing. Raises ValueError where positions are not those of a square frame.
+    that mixer begins with giving nothing. Raises ValueError, with the file's `names`, where positions are not those of
+    a square frame.
     """
-    taken, tubes = Entries(state), backbone.tubes
+    taken, tubes = Entries(state, names), backbone.tubes
     changed: dict[str, str] = {}
     fresh: dict[str, str] = {}
     facial = [name for name in taken if name.startswith("fc_norm.")]
@@ -62,7 +65,8 @@ def fitted(
         final = name.replace("fc_norm.", "norm_f.")
         value, unread = taken.pop(name), True
         if not torch.equal(taken.setdefault(final, value), value):
-            raise ValueError(f"{final} and {name} are one norm as published, but the file's differ")
+            both = " and ".join(map(taken.names.likely, (final, name)))
+            raise ValueError(f"{both} are one norm as published, but the file's differ")
     last = f"layers.{blocks_of(taken, 'layers') - 1}.mixer.out_proj.weight"
     if unread and last in taken:
         taken[last] = torch.zeros_like(taken[last])
@@ -86,8 +90,11 @@ def fitted(
     rows = taken.sizes(POSITIONS, 3)[1] - cls
     side = math.isqrt(rows)
     if side**2 != rows:
-        lost = "" if cls else ", and no cls_token"
-        raise ValueError(f"the positions must be those of a square frame, but the file has {rows} of them{lost}")
+        positions, token = map(taken.names.likely, (POSITIONS, "cls_token"))
+        lost = "" if cls else f", and no {token}"
+        raise ValueError(
+            f"the positions must be those of a square frame, but the file has {rows} of them in {positions}{lost}"
+        )
     frames = tubes.frames
     if TIMES in taken or not of_frames:
         frames = taken.sizes(TIMES, 3)[1] * tubes.tubelet

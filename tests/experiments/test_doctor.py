@@ -195,9 +195,9 @@ def foreign(state: dict[str, Tensor]) -> None:
         (
             lacking,
             [
-                "not in the file: backbone.encoder.blocks.1.norm2.bias",
+                "not in the file: blocks.1.norm2.bias (ours: backbone.encoder.blocks.1.norm2.bias)",
                 "unknown to the model: blocks.0.strange",
-                "norm2.bias: (7,) in the file, (64,) in the model",
+                "blocks.0.norm2.bias (ours: backbone.encoder.blocks.0.norm2.bias): (7,) in the file, (64,) in the",
             ],
         ),
         (spoilt, ["1 tensors hold NaN or infinity: blocks.0.norm2.bias"]),

@@ -169,7 +169,8 @@ def test_fine_tuning_from_the_autoencoder_leaves_what_was_left_then(wide: Callab
     torch.nn.init.normal_(pretrained.norm.weight)
     report = load(task, save(pretrained))
     assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    assert {"norm.weight", "norm.bias", "mask_token", "encoder_to_decoder.weight"} <= set(report.left)
+    names = {"encoder.norm.weight", "encoder.norm.bias", "mask_token", "encoder_to_decoder.weight"}
+    assert names <= set(report.left)
     assert "replaced by a new one as published" in str(report) and "pretraining decoder" in str(report)
     assert torch.equal(task.backbone.encoder.region_tokens, pretrained.backbone.encoder.region_tokens)
     assert torch.equal(task.fc_norm.weight, torch.ones(64))
@@ -206,7 +207,7 @@ def test_gaze_and_combined_models_have_the_published_heads(wide: Callable[..., B
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda s: s.pop("blocks.1.norm2.bias"), r"not in the file: backbone\.encoder\.blocks\.1\.norm2\.bias"),
+        (lambda s: s.pop("blocks.1.norm2.bias"), r"not in the file: blocks\.1\.norm2\.bias \(ours: backbone"),
         (lambda s: s.update({"blocks.2.norm2.bias": torch.zeros(64)}), r"unknown to the model: blocks\.2\.norm2\.bias"),
         (
             lambda s: s.update({"lg_region_tokens": torch.zeros(20, 64)}),
@@ -222,6 +223,17 @@ def test_files_that_do_not_fit_are_refused_by_name(
     break_it(state)
     with pytest.raises(ValueError, match=message):
         load(expression(wide()), state)
+
+
+def test_what_is_strange_is_told_as_the_file_has_it_and_takes_no_other_place(
+    wide: Callable[..., BackboneConfig],
+) -> None:
+    with pytest.raises(ValueError, match=r"unknown to the model: module\.blocks\.0\.attn\.proj\.bias; .*attn\.qkv\."):
+        state = save(expression(wide("vit")))
+        load(expression(wide()), {f"module.{name}": value for name, value in state.items()})
+    norms = {"norm.weight": torch.ones(64), "norm.bias": torch.ones(64)}
+    with pytest.raises(ValueError, match=r"unknown to the model: fc_norm\.bias; fc_norm\.weight;"):
+        load(expression(wide(), first_token=True), save(expression(wide())) | norms)
 
 
 def test_a_fine_tuned_file_does_not_fill_an_autoencoder(wide: Callable[..., BackboneConfig]) -> None:

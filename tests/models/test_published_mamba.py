@@ -104,8 +104,8 @@ def test_eight_frames_at_224_load_into_sixteen_at_160_and_the_report_says_so() -
     times = F.interpolate(state["temporal_pos_embedding"].mT, size=16, mode="linear", align_corners=False).mT
     torch.testing.assert_close(encoder.get_parameter("temporal_pos_embedding"), times)
     text = str(report)
-    assert "stretched from 1x14x14 to 1x10x10): backbone.encoder.pos_embed" in text
-    assert "stretched from 8x1x1 to 16x1x1): backbone.encoder.temporal_pos_embedding" in text
+    assert "stretched from 1x14x14 to 1x10x10): pos_embed" in text
+    assert "stretched from 8x1x1 to 16x1x1): temporal_pos_embedding" in text
     assert set(report.fresh) == {"head.weight", "head.bias"} == set(report.left)
     clip = torch.zeros(1, 16, 160, 160, 3, dtype=torch.uint8)
     assert task.predict({"clip": clip})["probabilities"].isfinite().all()
@@ -160,7 +160,7 @@ def test_a_pretrained_file_gives_its_encoder(norm: Any) -> None:
     task: FeatureTask = Combined(CombinedConfig(backbone=config.backbone))
     report = load(task, state, norm=norm)
     assert {"mask_token", "decoder.norm.weight"} <= set(report.left)
-    assert ("norm.weight" in report.left, "fc_norm.weight" in report.fresh) == ((norm == "new"),) * 2
+    assert ("encoder.norm.weight" in report.left, "fc_norm.weight" in report.fresh) == ((norm == "new"),) * 2
     assert torch.equal(task.backbone.encoder.get_parameter("cls_token"), state["encoder.cls_token"])
     mixers = [task.backbone.encoder.get_parameter(f"blocks.{i}.mixer.out_proj.weight") for i in range(DEPTH)]
     assert [bool(weight.any()) for weight in mixers] == [True] * (DEPTH - 1) + [False]
@@ -231,13 +231,13 @@ def test_the_published_pair_has_the_published_number_of_parameters() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("layers.1.mixer.D_b"), r"not in the file: backbone\.encoder\.blocks\.1\.mixer\.D_b"),
+        (lambda s: s.pop("layers.1.mixer.D_b"), r"not in the file: layers\.1\.mixer\.D_b \(ours: backbone"),
         (lambda s: s.update(other=torch.zeros(1)), "unknown to the model: other"),
         (lambda s: s.update(pos_embed=torch.zeros(1, 200, W)), "square frame, but the file has 199"),
-        (lambda s: s.update({"norm_f.weight": torch.zeros(W + 1)}), r"other shapes: fc_norm\.weight"),
+        (lambda s: s.update({"norm_f.weight": torch.zeros(W + 1)}), r"norm_f\.weight \(ours: fc_norm\.weight\)"),
         (
             lambda s: s.update({"patch_embed.proj.weight": torch.zeros(W, 3, 2, 16, 16)}),
-            r"other shapes: backbone\.embed",
+            r"other shapes: patch_embed\.proj\.weight \(ours: backbone\.embed",
         ),
     ],
 )

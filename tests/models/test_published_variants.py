@@ -212,4 +212,4 @@ def test_published_adapters_of_another_depth_give_those_of_first_blocks(wide: Ca
     for block in range(3):
         ours, theirs = (x.backbone.encoder.blocks[block].first_attn.kv.weight for x in (task, trained))
         torch.testing.assert_close(ours, theirs)
-    assert "backbone.encoder.blocks.3.first_attn.q.lora_B" in report.left
+    assert "blocks.3.first_attn.lora_q.lora_B" in report.left
