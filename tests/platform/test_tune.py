@@ -12,7 +12,10 @@ from typing import Any
 
 import optuna
 import pytest
+import ray
 from optuna.trial import TrialState
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import ActorTableData
 
 from mien.platform import cluster
 from mien.platform.cluster import ClusterError
@@ -42,6 +45,13 @@ def judge(params: dict[str, Any], fold: str, folder: Path, context: Any) -> dict
     scores = {"uar": params["x"] + 0.01 * int(fold)}
     record.write_text(json.dumps(scores))
     return scores
+
+
+def seen(params: dict[str, Any], fold: str, folder: Path, context: Any) -> dict[str, float]:
+    """Write down what Ray calls this fold."""
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(ray.get_runtime_context().get_task_name())
+    return {"uar": 0.5}
 
 
 def states(folder: Path) -> list[TrialState]:
@@ -82,6 +92,18 @@ def test_trials_are_judged_pruned_and_the_best_wins(ray_cluster: None, tmp_path:
     assert all(len(record["folds"]) == 3 for record in complete)
     # A finished study takes no trial and gives the same answer.
     assert run_study(judge, SPACE, FOLDS, config, tmp_path, {}) == winner
+
+
+def test_trials_and_folds_are_called_by_their_settings_where_the_dashboard_shows_actors_and_tasks(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    config = StudyConfig(trials=1, cpus_per_trial=0.5, start_points=({"x": 0.25},))
+    run_study(seen, SPACE, ("1", "dfew_3"), config, tmp_path)
+    names = [path.read_text() for path in sorted(tmp_path.glob("trials/*/fold_*/name"))]
+    assert names == ["trial 0000 x=0.25 fold 1/2", "trial 0000 x=0.25 fold dfew_3 (2/2)"]
+    # The dashboard's column; what it reads that from is asked here, because this cluster has none.
+    rows = state._connect_and_get_accessor().get_actor_table(None, None)
+    assert "trial 0000 x=0.25" in {ActorTableData.FromString(row).repr_name for row in rows}
 
 
 def test_a_trial_that_raises_is_failed_with_its_words_and_the_others_go_on(ray_cluster: None, tmp_path: Path) -> None:
