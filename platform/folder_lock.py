@@ -25,7 +25,7 @@ from mien.platform.storage import storing
 
 FILE = "lock"
 LOOK_SECONDS = 0.2
-ENDING_SECONDS = 3.0  # that a process of this host may take to end once it was killed
+ENDING_SECONDS = 20.0  # that a process of this host may take to end once Ray's node, or its driver, was killed
 LEASE_SECONDS = 150.0  # for a host that was lost; servers of NFS wait 90 for such a one by themselves
 _handles: set[int] = set()
 
@@ -86,12 +86,12 @@ class FolderLock:
                 )
                 return
             holder = self._holder()
-            elsewhere = holder.get("host") != socket.gethostname()
-            if time.monotonic() - began > (LEASE_SECONDS if elsewhere else ENDING_SECONDS):
+            seconds = ENDING_SECONDS if holder.get("host") == socket.gethostname() else LEASE_SECONDS
+            if time.monotonic() - began > seconds:
                 raise LockedError(_refused(self.folder, holder))
-            if elsewhere and not told:
+            if not told:
                 told = True
-                print(f"{_held(self.folder, holder)}; waiting {LEASE_SECONDS:g} s for the case that it was lost")
+                print(f"{_held(self.folder, holder)}; waiting up to {seconds:g} s in case it is ending", flush=True)
             time.sleep(LOOK_SECONDS)
 
     def _holder(self) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_one_on_another_host_is_waited_for_as_long_as_its_lock_may_outlive_it(
         with pytest.raises(LockedError, match="process 7 on far since yesterday"):
             FolderLock(tmp_path)
         assert time.monotonic() - began >= 0.5
-    assert capsys.readouterr().out.count("waiting 0.5 s for the case that it was lost") == 1
+    assert capsys.readouterr().out.count("waiting up to 0.5 s in case it is ending") == 1
 
 
 @pytest.mark.usefixtures("impatient")
