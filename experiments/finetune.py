@@ -33,10 +33,11 @@ from mien.models.expression import ExpressionConfig
 from mien.models.gaze import GazeConfig
 from mien.platform import checkpoint, predict, scores
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
+from mien.platform.interrupt import Interrupt
 from mien.platform.loop import LoopConfig, averaged
 from mien.platform.optim import OptimConfig, told_rate
 from mien.platform.progress import table
-from mien.platform.run import Interrupt, Run, differences, interruptible, records
+from mien.platform.run import Run, differences, interruptible, records
 from mien.platform.sizes import sizes
 from mien.platform.storage import write_whole
 from mien.platform.training import check_schedule, device_here, run_training
@@ -208,8 +209,7 @@ def finetune(
         return json.loads(record.read_text(encoding="utf-8"))
     given = config
     config, fold = opened(config)  # what is wrong is said before there is a folder, which belongs to one config
-    device = here.device if here else device_here()
-    task = make_task(config).to(device)
+    task = make_task(config).to(here.device if here else device_here())
     with Run.start(output, given, seed=config.loop.seed) if first else Run(output) as run:
         about: dict[str, Any] = {"task": plain(config.task), "classes": fold.manifest.classes, "fold": config.data.fold}
         about |= {"fingerprint": fold.manifest.fingerprint(), "protocol": fold.split.protocol}

@@ -22,7 +22,7 @@ from mien.data_pipelines.manifest import Manifest
 from mien.data_pipelines.synthetic import WorldConfig
 from mien.experiments import evaluate, finetune, prepare, pretrain, report
 from mien.experiments.finetune import FinetuneConfig
-from mien.platform import checkpoint, cluster, tune
+from mien.platform import checkpoint, cluster, interrupt, tune
 from mien.platform import config as settings
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import ConfigError, plain, rebuild, run_program, with_overrides
@@ -128,7 +128,7 @@ def judge(
     base = rebuild(FinetuneConfig, context["finetune"])
     config = with_overrides(base, params | context["folds"][fold])
     sources = clips.shared(context["clips"][config.data.manifest])
-    found = finetune.finetune(config, folder, sources, here=here)
+    found = finetune.finetune(config, folder, sources, interrupt=interrupt.TOLD, here=here)
     if here is None or here.rank == 0:
         checkpoint.settle(folder / "checkpoints")
     return {name: found[name] for name in ("uar", "war", "angular_error_deg") if name in found}

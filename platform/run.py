@@ -10,10 +10,8 @@ import json
 import math
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +23,7 @@ from tensorboardX import SummaryWriter
 from mien.platform import checkpoint, gauges
 from mien.platform.config import ConfigError, rebuild
 from mien.platform.folder_lock import FolderLock
+from mien.platform.interrupt import Interrupt, Terminated, end_now, on_sigterm
 from mien.platform.ownership import refuse_strangers
 from mien.platform.provenance import environment, refuse_secrets, this_command
 from mien.platform.storage import storing, write_whole
@@ -201,45 +200,6 @@ def cut(path: Path, key: str, end: int) -> None:
     if path.exists():
         kept = [record for record in records(path) if record[key] < end]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which a scheduler or a machine that shuts down asks a program to end."""
-
-
-@dataclass
-class Interrupt:
-    """What a training run was asked for between two steps: to save its state soon, or to stop after saving it."""
-
-    asked: bool = False  # to stop: save, and raise KeyboardInterrupt
-    save: bool = False  # to save and go on; cleared by whoever did
-    terminated: bool = False  # it was SIGTERM that asked
-    steps: int = 0  # that were made since the start; who asks can see that they go on
-
-    def error(self) -> KeyboardInterrupt:
-        """Return what is to be raised after stopping."""
-        return Terminated() if self.terminated else KeyboardInterrupt()
-
-
-@contextmanager
-def on_sigterm(handle: Callable[[], None]) -> Iterator[None]:
-    """Call `handle` when SIGTERM comes; elsewhere than in the main thread, which alone can, nothing changes.
-
-    Ray replaces a handler that was set before it was started.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: handle())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def end_now() -> None:
-    """Raise Terminated."""
-    raise Terminated
 
 
 @contextmanager

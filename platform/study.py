@@ -62,6 +62,7 @@ class StudyConfig(BaseModel, frozen=True, extra="forbid"):
         description="whose weights are kept: those of trials that may still win (the winner or its front), or all",
     )
     retries: int = Field(1, ge=0, description="times that a trial goes on after its process was lost")
+    grace_seconds: float = Field(60.0, gt=0, description="that folds have to save their state after SIGTERM")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

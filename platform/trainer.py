@@ -34,8 +34,9 @@ from pydantic import BaseModel, Field, model_validator
 from ray._private.state import actors, jobs  # the public lists need a dashboard
 
 from mien.platform import checkpoint, cluster
+from mien.platform.interrupt import Interrupt, Terminated, on_sigterm
 from mien.platform.progress import progress
-from mien.platform.run import Interrupt, Terminated, config_hash, on_sigterm
+from mien.platform.run import config_hash
 from mien.platform.storage import storing
 from mien.platform.watchdog import Watchdog
 from mien.platform.worker import FAILURE, STOP, Here, Reach, Worker, WorkerError, here, serve

@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mien.platform import checkpoint, gauges
 from mien.platform.compiling import compile_blocks
+from mien.platform.interrupt import Interrupt
 from mien.platform.loop import Batch, LoopConfig, LoopState, device_of, start, train
 from mien.platform.optim import OptimConfig, lr_at
 from mien.platform.progress import progress
-from mien.platform.run import Interrupt, Run
+from mien.platform.run import Run
 from mien.platform.saving import Saver
 from mien.platform.used import Used
 

@@ -5,9 +5,15 @@ Ray's dashboard has no tab for trials but lists actors and tasks by name, so a s
 task holds the trial's device and CPUs, in a process of its own. So a device's memory is free again after every fold,
 and the actor needs neither PyTorch nor the study. A task whose process is lost is not repeated by itself: the trial has
 failed, and Tune starts it again.
+
+A fold saves its state when its node is to be drained. It saves it and ends when its process gets SIGTERM, as it does
+from `ray stop`, or the driver has written the file `stop`; the same fold then goes on from that step.
 """
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray._private.state import state  # what Ray Train asks for nodes that are to be drained
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mien.platform import gauges
+from mien.platform.interrupt import TOLD, Notice, Terminated, on_sigterm
 from mien.platform.storage import write_whole
 
 if TYPE_CHECKING:  # the actor needs no PyTorch
@@ -29,6 +37,9 @@ PREFIX = "scores/"  # of the fold's scores among what Tune adds to a result
 # What a fold's task has that only waits for its workers. A share of a CPU, however small, would leave no whole one for
 # the last of them on a node that is full.
 WAITING = {"memory": 2**20}
+LISTEN_SECONDS = 1.0
+DRAIN_SECONDS = 5.0  # between two looks for a node's end, which ask the head
+STOPPED = "stopped"  # in a result: the fold has not ended
 NAMED = 2  # searched settings in a trial's name; trial.json has all
 
 
@@ -43,16 +54,25 @@ class Trial(tune.Trainable):
         folder: str = "",
         resources: Mapping[str, float] | None = None,
         trainer: Mapping[str, Any] | None = None,
+        stop: str = "",
     ) -> None:
-        """Begin before the first fold; `work` holds a reference to (judge, context), which only the folds open."""
+        """Begin before the first fold; `work` holds a reference to (judge, context), which only the folds open.
+
+        `stop` is a file: once the driver has written it, folds save their state and end.
+        """
         (self.work,), self.folds, self.folder, self.resources = work, folds, Path(folder), dict(resources or {})
-        self.trainer = trainer
+        self.trainer, self.stop_file = trainer, stop
         self.number = 0
 
     def step(self) -> dict[str, Any]:
-        """Judge the next fold; return its scores. One that was judged before gives what is in its folder."""
+        """Judge the next fold; return its scores. One that was judged before gives what is in its folder.
+
+        One that was told to stop is `stopped` and comes again.
+        """
         began, fold, group = time.monotonic(), self.folds[self.number], get_current_placement_group()
         assert group is not None, "Tune gives every trial a placement group"
+        if Path(self.stop_file).exists():
+            return {"fold": fold, STOPPED: True, "fold_seconds": 0.0}
         self.number += 1
         task = ray.remote(judge_fold).options(
             name=f"{self!r} fold {told(fold, self.number, len(self.folds))}",
@@ -65,9 +85,14 @@ class Trial(tune.Trainable):
         )
         name = f"{self.folder.name} {self!r}"
         try:
-            scores = ray.get(task.remote([self.work], self.config, fold, str(self.folder), name, self.trainer))
+            scores = ray.get(
+                task.remote([self.work], self.config, fold, str(self.folder), name, self.trainer, self.stop_file)
+            )
         except RayTaskError as error:
             raise error.cause from None  # what the fold raised, as if it had been raised here
+        if scores is None:
+            self.number -= 1
+            return {"fold": fold, STOPPED: True, "fold_seconds": time.monotonic() - began}
         numbers = {f"{PREFIX}{key}": float(value) for key, value in scores.items()}
         return {"fold": fold, **numbers, "fold_seconds": time.monotonic() - began}
 
@@ -82,20 +107,46 @@ def judge_fold(
     folder: str,
     name: str,
     trainer: Mapping[str, Any] | None,
-) -> dict[str, float]:
-    """Judge one fold of a configuration, here or on workers, saying so in this task's log; return its scores."""
+    stop: str,
+) -> dict[str, float] | None:
+    """Judge one fold of a configuration, here or on workers, saying so in this task's log.
+
+    Returns its scores, or None after it was told to stop, with its state saved.
+    """
     place = Path(folder) / "trials" / config["id"] / f"fold_{fold}"
     gauges.belong(study=Path(folder).name, trial=f"{config['number']:04}")
     print(f"{name} fold {fold}: in {place}, {config['params']}", flush=True)
-    began = time.monotonic()
-    if trainer is None:
-        judge, context = ray.get(work[0])
-        scores = dict(judge(config["params"], fold, place, context))
-    else:
-        scores = judge_together(work, config["params"], fold, place, trainer, name)
+    began, ended = time.monotonic(), threading.Event()
+    TOLD.asked = TOLD.save = TOLD.terminated = False  # a process may have judged another fold before
+    threading.Thread(target=listen, args=(Path(stop), ended), daemon=True).start()
+    try:
+        with on_sigterm(TOLD.stop):
+            if trainer is None:
+                judge, context = ray.get(work[0])
+                scores = dict(judge(config["params"], fold, place, context))
+            else:
+                scores = judge_together(work, config["params"], fold, place, trainer, name)
+    except Terminated:
+        print(f"{name} fold {fold}: told to stop, and saved; took {time.monotonic() - began:.0f} s", flush=True)
+        return None
+    finally:
+        ended.set()
     told = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
     print(f"{name} fold {fold}: {told}; took {time.monotonic() - began:.0f} s", flush=True)
     return scores
+
+
+def listen(stop: Path, ended: threading.Event) -> None:
+    """Hear of the driver's wish to stop, and that this node will be taken away, until the fold has ended."""
+    here, notice, asked = ray.get_runtime_context().get_node_id(), Notice(), 0.0
+    while not ended.wait(LISTEN_SECONDS):
+        if stop.exists():
+            os.kill(os.getpid(), signal.SIGTERM)  # whoever trains here, this task or its workers, hears of it so
+            ended.wait(DRAIN_SECONDS)
+        elif time.monotonic() - asked > DRAIN_SECONDS:
+            asked = time.monotonic()
+            if (deadline := state.get_draining_nodes().get(here)) is not None:
+                notice.hear(here, deadline)
 
 
 def judge_together(
@@ -137,7 +188,9 @@ def told(fold: str, number: int, count: int) -> str:
     return f"{number}/{count}" if fold == str(number) else f"{fold} ({number}/{count})"
 
 
-def trainable(judge: Any, context: Any, folds: Sequence[str], folder: Path, config: "StudyConfig") -> type[Trial]:
+def trainable(
+    judge: Any, context: Any, folds: Sequence[str], folder: Path, config: "StudyConfig", stop: Path
+) -> type[Trial]:
     """Return what Tune starts once a trial; `judge` and `context` travel by Ray's object store."""
     resources = {"CPU": config.cpus_per_trial} | ({"GPU": config.gpus_per_trial} if config.gpus_per_trial else {})
     trainer = None
@@ -156,6 +209,7 @@ def trainable(judge: Any, context: Any, folds: Sequence[str], folder: Path, conf
         folder=str(folder),
         resources=resources,
         trainer=trainer,
+        stop=str(stop),
     )
     # The first bundle is the actor's, and empty: the fold's task takes what is there.
     made = tune.with_resources(made, tune.PlacementGroupFactory([{}, resources]))

@@ -3,13 +3,17 @@
 A trial (`trial.py`) judges fold after fold, each a task on one device or a share of it. Ray Tune asks our searcher for
 configurations and our scheduler whether to go on; both only pass the question to the book, whose state is on disk. So
 a driver that was killed needs nothing of Tune's own state (which is pickled): the same command opens the book again,
-trials that were running go on from their last fold, and inside a fold from its checkpoint. A disk that is full stops
-the study and leaves the trials that met it running, so they go on as well.
+trials that were running go on from their last fold, and inside a fold from its checkpoint. SIGTERM lets the folds save
+one first (`ray job stop` kills after RAY_JOB_STOP_WAIT_TIME_S, 3 seconds). A disk that is full stops the study and
+leaves the trials that met it running, so they go on as well.
 """
 
 import errno
 import logging
+import math
 import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +31,11 @@ from ray.tune.search import Searcher
 from sqlalchemy.exc import SQLAlchemyError
 
 from mien.platform import cluster, gauges
-from mien.platform.run import end_now, on_sigterm
+from mien.platform.interrupt import Terminated, end_now, on_sigterm
 from mien.platform.space import Space
-from mien.platform.storage import StorageError, explain, free_bytes
+from mien.platform.storage import StorageError, explain, free_bytes, storing
 from mien.platform.study import Record, Study, StudyConfig, StudyError
-from mien.platform.trial import PREFIX, trainable
+from mien.platform.trial import PREFIX, STOPPED, trainable
 
 # judge(params, fold, folder, context) -> scores; called in the trial's process, and again with the same folder after a
 # loss, where it must go on from what it left there and give the same scores. With study.workers_per_trial each worker
@@ -69,25 +73,32 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
     if left := book.left():
         at_once = concurrency(config)
         sessions = output / "tune"
+        name = f"session_{len(list(sessions.glob('session_*'))) + 1:03d}"
+        stopping = Stopping(sessions / name / "stop", config.grace_seconds)
         tuner = tune.Tuner(
-            trainable(judge, context, book.folds, output, config),
+            trainable(judge, context, book.folds, output, config, stopping.file),
             tune_config=tune.TuneConfig(
-                search_alg=Asker(book), scheduler=Pruner(book), num_samples=left, max_concurrent_trials=at_once
+                search_alg=Asker(book, stopping),
+                scheduler=Pruner(book, stopping),
+                num_samples=left,
+                max_concurrent_trials=at_once,
             ),
             run_config=tune.RunConfig(
-                name=f"session_{len(list(sessions.glob('session_*'))) + 1:03d}",
+                name=name,
                 storage_path=str(sessions),
                 failure_config=tune.FailureConfig(max_failures=config.retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a fold keeps its own
-                callbacks=[Mourner(book)],
+                callbacks=[Mourner(book, stopping)],
                 verbose=0,
             ),
         )
         # What a trial raised is in its record; Tune would print it here with its whole stack, twice.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
-            with on_sigterm(end_now):
+            with on_sigterm(stopping.ask):
                 tuner.fit()
+            if stopping.asked and book.left():
+                raise Terminated
         except TuneError as error:  # of ours, raised in a callback, Tune keeps the words and a stack
             cause = error.__context__
             while cause is not None and not isinstance(cause, StorageError | StudyError):
@@ -130,6 +141,7 @@ class Unsaved:
     """What Tune may pickle with its own state but never needs back: the book is on disk."""
 
     book: Study
+    stopping: "Stopping"
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -138,13 +150,13 @@ class Unsaved:
 class Asker(Unsaved, Searcher):
     """Gives Tune the book's next configuration."""
 
-    def __init__(self, book: Study) -> None:
+    def __init__(self, book: Study, stopping: "Stopping") -> None:
         super().__init__(metric="fold_seconds", mode="min")
-        self.book = book
+        self.book, self.stopping = book, stopping
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next configuration, or that there is none."""
-        record = self.book.next()
+        record = None if self.stopping.asked else self.book.next()
         return Searcher.FINISHED if record is None else {name: record[name] for name in ("id", "number", "params")}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -160,23 +172,29 @@ class Asker(Unsaved, Searcher):
 class Pruner(Unsaved, FIFOScheduler):
     """Tells the book each fold's scores, and Tune whether the trial goes on."""
 
-    def __init__(self, book: Study) -> None:
+    def __init__(self, book: Study, stopping: "Stopping") -> None:
         super().__init__()
-        self.book = book
+        self.book, self.stopping = book, stopping
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Return STOP once the trial is complete or pruned."""
+        """Return STOP once the trial is complete or pruned, or the study is to stop."""
+        if result.get(STOPPED):
+            return TrialScheduler.STOP if self.stopping.asked else TrialScheduler.CONTINUE
         scores = {name[len(PREFIX) :]: value for name, value in result.items() if name.startswith(PREFIX)}
         ended = self.book.fold_done(trial.config["id"], result["fold"], scores, result["fold_seconds"])
         show_gauges(self.book, trial.config["id"])
-        return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
+        return TrialScheduler.STOP if ended or self.stopping.asked else TrialScheduler.CONTINUE
 
 
 class Mourner(Unsaved, Callback):
     """Writes down what a trial raised, once Tune will not try it again, and counts how often it did."""
 
-    def __init__(self, book: Study) -> None:
-        self.book = book
+    def __init__(self, book: Study, stopping: "Stopping") -> None:
+        self.book, self.stopping = book, stopping
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End the study when its folds have had their time to save."""
+        self.stopping.check()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count that a trial is started again."""
@@ -191,6 +209,29 @@ class Mourner(Unsaved, Callback):
             raise StorageError(errno.EIO, message)
         self.book.failed(trial.config["id"], words or "its process was lost; see Ray's logs")
         show_gauges(self.book, trial.config["id"])
+
+
+class Stopping:
+    """SIGTERM to a study: running folds save their state and end, no other begins, and Tune comes to its end."""
+
+    def __init__(self, file: Path, grace_seconds: float) -> None:
+        self.file, self.grace_seconds = file, grace_seconds
+        self.asked, self.until = False, math.inf
+
+    def ask(self) -> None:
+        """Tell the folds; asked again, end at once."""
+        if self.asked:
+            end_now()
+        self.asked, self.until = True, time.monotonic() + self.grace_seconds
+        print("\nSIGTERM: the folds save their state", file=sys.stderr, flush=True)
+        with storing(self.file.parent):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.touch()
+
+    def check(self) -> None:
+        """Raise Terminated when the time is over."""
+        if time.monotonic() > self.until:
+            end_now()
 
 
 def show_gauges(book: Study, identity: str) -> None:

@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # rea
 from ray.train.v2._internal.execution.context import get_train_context  # the public word is a wait for all workers
 
 from mien.platform import gauges
-from mien.platform.run import Interrupt
+from mien.platform.interrupt import TOLD, Interrupt, Notice
 from mien.platform.storage import StorageError, write_whole
 from mien.platform.watchdog import Pulse, forget
 
@@ -33,9 +33,7 @@ FAILURE = "failure.json"
 STOP = "stop"  # the driver's file
 LISTEN_SECONDS = 1.0
 LEAVE_SECONDS = 60.0  # that a process which got SIGTERM has for its checkpoint
-LAST_SECONDS = 20.0  # before a node's end, when its workers save once more
 COMMIT_SECONDS = 60.0
-TOLD = Interrupt()  # this process's
 
 
 class WorkerError(ValueError):
@@ -110,21 +108,14 @@ def serve(worker: Worker, config: dict[str, Any], folder: Path, silence_seconds:
 
 def listen(folder: Path, ended: threading.Event, pulse: Pulse) -> None:
     """Hear of the driver's wish to stop and of the end of a worker's node, and see that steps go on, until the end."""
-    heard: set[str] = set()
+    notice = Notice()
     while not ended.wait(LISTEN_SECONDS):
         pulse.look(TOLD.steps)
         if (folder / STOP).exists():
-            TOLD.asked = TOLD.terminated = True
+            TOLD.stop()
         info = get_train_context().preemption_context.preemption_info
-        if info is None:
-            continue
-        left = None if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
-        for word, due in (("drained", True), ("soon", left is not None and left < LAST_SECONDS)):
-            if due and word not in heard:
-                heard.add(word)
-                TOLD.save = True
-                when = "" if left is None else f", in {max(left, 0):.0f} s"
-                print(f"node(s) {', '.join(info.preempted_node_ids)} will be taken away{when}: saving", flush=True)
+        if info is not None:
+            notice.hear(", ".join(info.preempted_node_ids), info.deadline_ms)
 
 
 class Reach(WorkerGroupCallback):

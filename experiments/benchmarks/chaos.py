@@ -32,8 +32,8 @@ from mien.experiments.benchmarks import chaos_verdict
 from mien.experiments.benchmarks.chaos_jobs import WORLD, Job, pretraining, search
 from mien.experiments.benchmarks.raylets import Raylets, RayletsError, end
 from mien.platform.config import dump, parse, run_program
+from mien.platform.interrupt import end_now, on_sigterm
 from mien.platform.progress import progress, table
-from mien.platform.run import end_now, on_sigterm
 from mien.platform.storage import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
