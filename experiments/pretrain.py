@@ -36,7 +36,7 @@ from mien.platform import checkpoint, cluster, pictures, trainer
 from mien.platform.cluster import ClusterConfig
 from mien.platform.config import ConfigError, dump, parse, plain, rebuild, run_program
 from mien.platform.loop import LoopConfig
-from mien.platform.optim import OptimConfig, told_rate
+from mien.platform.optim import OptimConfig, told_decay, told_rate
 from mien.platform.preflight import FORCE, preflight
 from mien.platform.progress import table
 from mien.platform.run import Run, interruptible
@@ -243,6 +243,8 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
     # What is wrong is said before there is a folder, which belongs to one config.
     manifest, read = open_data(config)
     check_schedule(config.optim, config.loop, len(manifest))
+    with torch.device("meta"):
+        decay = told_decay(MaskedAutoencoder(config.task), config.optim)
     if config.probe:
         open_probe(config.probe, frames=read.sampling.frames, size=read.size)
     clips.Share.of(0, config.trainer.most, config.loop.seed, config.loop.batch_size)
@@ -258,6 +260,8 @@ def pretrain(config: PretrainConfig, output: Path, *, force: bool = False) -> No
         if newest is not None:
             print(f"going on from {newest}", flush=True)
         print(told_rate(config.optim, config.loop.batch_size))
+        if decay:
+            print(f"weight decay {decay}")
         about = {"pretraining": output.name, "dataset": manifest.name, "storage": str(output)}
         with cluster.connect(config.cluster, about):
             preflight(needs(config, read, output), force=force)
@@ -278,6 +282,7 @@ def main(argv: Sequence[str]) -> None:
     config, output = call.config, call.output or Path("output/pretrain")
     if call.dry_run:
         manifest, _ = open_data(config)
+        check_schedule(config.optim, config.loop, len(manifest))
         tubes = config.task.backbone.tubes
         print(dump(config))
         clip = torch.zeros(1, tubes.frames, tubes.size, tubes.size, 3, dtype=torch.uint8)

@@ -117,6 +117,8 @@ def final_norm(encoder: EncoderConfig) -> nn.Module:
 class Task(nn.Module):
     """A module with a backbone that says which layer each of its parameters belongs to and which are not decayed."""
 
+    exempt = LEARNED_TOKENS + RATES  # from weight decay, by the last part of a name, in whichever encoder has them
+
     def __init__(self, backbone: BackboneConfig) -> None:
         super().__init__()
         self.backbone = Backbone(backbone)
@@ -147,7 +149,7 @@ class Task(nn.Module):
         return {
             name
             for name, parameter in self.named_parameters()
-            if parameter.ndim == 1 or name.rpartition(".")[2] in LEARNED_TOKENS + RATES
+            if parameter.ndim == 1 or name.rpartition(".")[2] in self.exempt
         }
 
 

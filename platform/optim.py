@@ -6,6 +6,7 @@ Schedules depend on the step alone, so nothing about them needs saving. Source: 
 before it): warm-up from 0 with both ends included, then a cosine; rates are per 256 clips of global batch.
 """
 
+import difflib
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -32,7 +33,9 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     weight_decay_end: float | None = Field(None, description="weight decay at the last step, by a cosine; null: same")
     layer_decay: float = Field(1.0, description="factor on lr from one layer down to the next; 1 is off", gt=0, le=1)
     decay_anyway: tuple[str, ...] = Field(
-        (), description="last part of parameter names decayed though the task exempts them (published pretraining)"
+        (),
+        description="last part of parameter names decayed though the task exempts them (published pretraining: "
+        "region_tokens); what another encoder alone has may stand here, and changes nothing",
     )
 
 
@@ -46,25 +49,37 @@ def groups(
     """Sort trainable parameters into AdamW's groups, each with its `scale` of the learning rate and `weight_decay`.
 
     Not decayed: 1-D parameters, biases and those in `undecayed`. `layers` gives each name its layer, 0 to
-    num_layers + 1. Raises ValueError when `decay_anyway` names nothing.
+    num_layers + 1.
     """
     found: dict[tuple[float, bool], dict[str, Any]] = {}
-    anyway = set()
     for name, parameter in parameters:
         last = name.rpartition(".")[2]
-        exempt = name in undecayed
-        if exempt and last in config.decay_anyway:
-            anyway.add(last)
-            exempt = False
+        exempt = name in undecayed and last not in config.decay_anyway
         decayed = not (exempt or parameter.ndim == 1 or last == "bias")
         if parameter.requires_grad:
             scale = config.layer_decay ** (num_layers + 1 - layers[name])
             group = {"params": [], "scale": scale, "weight_decay": config.weight_decay if decayed else 0.0}
             found.setdefault((scale, decayed), group)["params"].append((name, parameter))
-    if unknown := sorted(set(config.decay_anyway) - anyway):
-        exempted = sorted({name.rpartition(".")[2] for name in undecayed})
-        raise ValueError(f"decay_anyway may name what the task exempts, {exempted}, but got {unknown}")
     return list(found.values())
+
+
+def told_decay(task: nn.Module, config: OptimConfig) -> str:
+    """Return in words what `decay_anyway` does to a task: nothing to what another encoder alone has, as recipes may.
+
+    Raises ValueError, with the nearest name, for what no task exempts.
+    """
+    plain: Any = task
+    exempted: set[str] = plain.undecayed()
+    here = {name.rpartition(".")[2] for name, weight in task.named_parameters() if weight.ndim > 1 and name in exempted}
+    known = sorted(here | {*getattr(task, "exempt", ())})
+    for name in config.decay_anyway:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.6)
+            hint = f"did you mean {near[0]}?" if near else "vectors are never decayed, and all else is anyway"
+            raise ValueError(f"optim.decay_anyway may name what tasks exempt, {known}, but got {name!r}; {hint}")
+    also, absent = (", ".join(x for x in config.decay_anyway if (x in here) == there) for there in (True, False))
+    told = [f"also on {also}"] if also else []
+    return "; ".join([*told, f"not on {absent}, of which this model has none"] if absent else told)
 
 
 def build(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -73,6 +88,7 @@ def build(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     The fused kernel: three times as fast as the others on a CPU, and as deterministic.
     """
     plain: Any = task
+    told_decay(task, config)
     sorted_groups = groups(
         task.named_parameters(), plain.parameter_layers(), plain.num_layers, plain.undecayed(), config
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mien.platform.loop import LoopConfig
-from mien.platform.optim import OptimConfig, told_rate
+from mien.platform.optim import OptimConfig, told_decay, told_rate
 
 
 def sizes(
@@ -28,6 +28,7 @@ def sizes(
     steps = loop.total_steps(num_clips)
     parameters = list(task.parameters())
     total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
+    decay = told_decay(task, optim)
     return {
         "clip": "x".join(map(str, clip.shape[1:4])) + " pixels",
         "tokens": f"{num_tokens:,} a clip",
@@ -36,5 +37,6 @@ def sizes(
         "training clips": f"{num_clips:,}",
         "batch": f"{loop.batch_size:,} clips",
         "rate": told_rate(optim, loop.batch_size),
+        **({"weight decay": decay} if decay else {}),
         "steps": f"{steps:,} ({steps * loop.batch_size / num_clips:,.1f} epochs)",
     }

@@ -52,5 +52,6 @@ def test_the_published_recipes_are_the_published_hyper_parameters() -> None:
     assert pretraining.loop.steps_per_epoch(1_091_726) == 6823
     finetuning = settings.load(FinetuneConfig, FOLDER / "finetune_dfew.yaml", {})
     assert finetuning.optim.lr * finetuning.loop.batch_size / 256 == pytest.approx(3.75e-4)
+    assert finetuning.task.pooled == "region" and pretraining.optim.decay_anyway == ("region_tokens",)
     assert (finetuning.optim.layer_decay, finetuning.optim.weight_decay, finetuning.loop.epochs) == (0.75, 0.05, 100)
     assert (finetuning.data.mixing.mixup, finetuning.data.mixing.cutmix, finetuning.drop_path) == (0.8, 1.0, 0.1)

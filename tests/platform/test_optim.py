@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from mien.platform.optim import OptimConfig, build, groups, lr_at, peak_rate, set_rates, told_rate, weight_decay_at
+from mien.platform.optim import (
+    OptimConfig,
+    build,
+    groups,
+    lr_at,
+    peak_rate,
+    set_rates,
+    told_decay,
+    told_rate,
+    weight_decay_at,
+)
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"
 
@@ -117,8 +127,22 @@ def test_the_published_pretraining_decays_region_tokens_and_frozen_parameters_ar
         "region_tokens",
         "block.weight",
     }
-    with pytest.raises(ValueError, match=r"\['region_tokens'\], but got \['regions'\]"):
-        build(task, OptimConfig(decay_anyway=("regions",)))
+
+
+def test_what_another_encoder_has_may_be_named_and_is_told_but_not_what_none_has() -> None:
+    task = TinyTask()
+    task.exempt = ("region_tokens", "pos_embed")
+    config = OptimConfig(decay_anyway=("region_tokens", "pos_embed"))
+    assert told_decay(task, config) == "also on region_tokens; not on pos_embed, of which this model has none"
+    assert told_decay(task, OptimConfig()) == ""
+    decayed = [group["param_names"] for group in build(task, config).param_groups if group["weight_decay"]]
+    assert sorted(name for names in decayed for name in names) == ["block.weight", "region_tokens"]
+    with pytest.raises(
+        ValueError, match=r"\['pos_embed', 'region_tokens'\], but got 'regions_token'; did you mean reg"
+    ):
+        build(task, OptimConfig(decay_anyway=("regions_token",)))
+    with pytest.raises(ValueError, match=r"but got 'bias'; vectors are never decayed"):
+        build(task, OptimConfig(decay_anyway=("bias",)))
 
 
 def test_rates_reach_every_group_by_its_scale_and_leave_undecayed_ones_alone() -> None:
