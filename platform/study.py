@@ -12,6 +12,7 @@ second one is told what the first one got.
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +100,8 @@ class Study:
             pruner=optuna.pruners.SuccessiveHalvingPruner(config.grace_folds, config.reduction_factor, 0),
             load_if_exists=True,
         )
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            self.optuna.set_metric_names(list(config.objectives))  # as optuna-dashboard calls its axes
         for point in config.start_points:
             self.optuna.enqueue_trial(point, skip_if_exists=True)
         self.records: dict[str, Record] = {}

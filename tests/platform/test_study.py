@@ -50,6 +50,7 @@ def test_a_study_runs_its_trials_and_optunas_tools_read_them(tmp_path: Path) -> 
     finish(study)
     assert study.left() == 0
     trials = loaded(tmp_path).trials
+    assert loaded(tmp_path).metric_names == ["uar"]  # as optuna-dashboard calls its axes
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     for trial in trials:
         record = json.loads((tmp_path / "trials" / trial.user_attrs["id"] / "trial.json").read_text())
