@@ -5,9 +5,10 @@ back when its process ends, however it ends, and the same command goes on at onc
 do not get it, or they would hold it longer than the one that was killed. Who only reads needs none.
 
 On NFS (3 with its lock daemon, or 4) the server keeps the lock, and so it holds between hosts. Of a host that was lost
-it is kept for another minute or two, for which the next one waits. Lustre has to be mounted with `-o flock`. On folders
-that object storage is mounted as (s3fs, rclone, Mountpoint) it holds within one host at best: between hosts it is then
-for you to see that one program runs. Where there is no lock at all, a line says so.
+it is kept for another minute or two, for which the next one waits. Lustre has to be mounted with `-o flock`. An address
+(s3://…) is no run folder (`Run.start` refuses it), and in a folder that object storage is mounted as (s3fs, rclone,
+Mountpoint) the lock holds within one host at best: between hosts it is then for you to see that one program runs.
+Where there is no lock at all, a line says so.
 """
 
 import fcntl

@@ -8,6 +8,7 @@ refused. After `truncate_after` the records are those of a run that was never in
 import hashlib
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from mien.platform.storage import storing, write_whole
 
 
 class RunError(ValueError):
-    """A folder that belongs to another run."""
+    """A folder that belongs to another run, or that is none."""
 
 
 class Run:
@@ -53,10 +54,11 @@ class Run:
         """Make the folder of a run, or go on with it if it holds the same config.
 
         `config` is complete. A setting that an earlier version of a config class did not have counts as its default,
-        which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config,
-        OwnerError if somebody else made it, LockedError if another process has started it and not closed it, and
-        SecretError if a secret would be recorded.
+        which keeps what was. Raises RunError, listing the keys that differ, if the folder holds another config, or if
+        `output` is no path but an address; OwnerError if somebody else made it, LockedError if another process has
+        started it and not closed it, and SecretError if a secret would be recorded.
         """
+        refuse_address(output)
         given, file, run = plain(config), output / "config.yaml", cls(output)
         here = environment(seed, command or this_command())
         refuse_secrets(flat(given) | {"the command line": here["command"]})
@@ -159,6 +161,15 @@ def completed(config_class: type[BaseModel], there: Mapping[str, Any]) -> Mappin
         return plain(rebuild(config_class, there))
     except ConfigError:  # it holds what is no setting any more, which its differences will tell
         return there
+
+
+def refuse_address(output: Path) -> None:
+    """Raise RunError for an address such as s3://bucket/run, which would become a folder `s3:` here."""
+    if any(re.fullmatch(r"\w{2,}:", part) for part in output.parts):
+        raise RunError(
+            f"a run folder is a path, on storage that all nodes see, but {output} is an address: files there are "
+            "appended to, renamed and locked, which object storage cannot do. Give --output on NFS, EFS, FSx or Lustre"
+        )
 
 
 def refuse_other(output: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -159,6 +159,15 @@ def test_ctrl_c_says_where_the_state_is_and_how_to_go_on(
         assert said in last and last.endswith(f"; resume with: {COMMAND}")
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run", "file:///run"])
+def test_an_address_is_no_run_folder(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (Path(address), Path(address).absolute()):
+        with pytest.raises(RunError, match=r"is an address.*--output on NFS"):
+            Run.start(output, CONFIG, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_in_a_program_of_many_runs_says_what_it_keeps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
