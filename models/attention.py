@@ -64,8 +64,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def is_few(k: Tensor, x: Tensor, heads: int) -> bool:
-    """Say whether the keys (b, m, d) are so few that tokens (b, n, d) need no queries of their own."""
+    """Say whether the keys (b, m, d) are so few that tokens (b, n, d) need no queries of their own.
+
+    For each token 2 heads m d products then do for the 2 d d of queries and outputs: taken where that is at most half.
+    """
     return k.shape[1] < x.shape[1] and 2 * heads * k.shape[1] <= x.shape[2]
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless the channels of a token can be shared out to the heads."""
+    if width % heads:
+        raise ValueError(f"heads must divide width, but {heads} does not divide {width}; change one")
 
 
 class Attention(nn.Module):

@@ -2,9 +2,10 @@
 
 Autograd would keep the states of all steps, (b, d, n, l) numbers several times over. Here only the state before each
 chunk is kept, and the backward pass computes a chunk's states anew before it runs through them in reverse. A chunk's
-numbers are laid out (step, b, group, n, channel of the group), so that a step is one fused multiply-add of contiguous
-memory that the cache still holds; sums over n or over channels are small matrix products. Nothing is divided and no
-logarithms are summed, so that a step that forgets everything (large delta) is as exact as one that forgets nothing.
+numbers are laid out (k, b, g, n, e): k its steps, g groups, n numbers of state, e channels of a group. So a step is one
+fused multiply-add of contiguous memory that the cache still holds; sums over n or over channels are small matrix
+products. Nothing is divided and no logarithms are summed, so that a step that forgets everything (large delta) is as
+exact as one that forgets nothing.
 Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3.3: recomputation.
 """
 

@@ -25,7 +25,9 @@ class CombinedConfig(ClassesConfig, AnglesConfig, frozen=True):
     alpha: float = Field(1.0, description="weight of the classes' cross-entropy; 0 trains gaze alone", ge=0)
     gaze_weight: float = Field(1.0, description="weight of the gaze error; 0 trains the classes alone", ge=0)
     # As published: its combined loss takes plain cross-entropy, whatever the smoothing of the classes alone.
-    smoothing: float = Field(0.0, description="label smoothing: share of the target over all classes", ge=0, lt=1)
+    smoothing: float = Field(
+        0.0, description="label smoothing: share of the target spread over all classes", ge=0, lt=1
+    )
 
 
 class Combined(FeatureTask):

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mien.models.attention import Block, Norm, drop_path_rates
+from mien.models.attention import Block, Norm, check_heads, drop_path_rates
 from mien.models.blocks import Blocks
 from mien.models.mamba import MambaBlock, MambaConfig
 from mien.models.patches import gather
@@ -31,8 +31,8 @@ class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "DecoderConfig":
-        if self.block == "joint" and self.width % self.heads:
-            raise ValueError(f"heads must divide width, but {self.heads} does not divide {self.width}; change one")
+        if self.block == "joint":
+            check_heads(self.width, self.heads)
         return self
 
 

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from mien.models import published_mamba
 from mien.models.backbone import BackboneConfig
-from mien.models.combined import CombinedConfig
-from mien.models.expression import ExpressionConfig
 from mien.models.file_names import Entries, FileNames
-from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.loading import blocks_of
 from mien.models.mae import MaeConfig
@@ -22,6 +19,7 @@ from mien.models.patches import TubesConfig
 from mien.models.published import STAGES, bare
 from mien.models.published_heads import HEAD_WIDTH, decoder_of, task_of
 from mien.models.published_lora import adapters_of
+from mien.models.tasks import AnyConfig
 from mien.models.vit import VitConfig
 
 POOLS = {"region": "region", "org": "patch", "all": "all"}  # by the published name of what is pooled
@@ -36,7 +34,7 @@ def describe(
     per_frame: bool = False,
     mask_ratio: float = MaskConfig().ratio,
     tubelet: int | None = None,
-) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
+) -> AnyConfig:
     """Infer the config of published weights from names and shapes, for clips of `frames` and `size` pixels.
 
     Taken as published, since weights do not tell: heads 64 wide, `pool` regions where there are any, window masks where

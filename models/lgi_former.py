@@ -16,7 +16,7 @@ from einops import rearrange
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mien.models.attention import INIT_STD, Attention, DropPath, Mlp, Norm, drop_path_rates
+from mien.models.attention import INIT_STD, Attention, DropPath, Mlp, Norm, check_heads, drop_path_rates
 from mien.models.blocks import Blocks
 from mien.models.patches import gather
 
@@ -44,8 +44,7 @@ class LgiFormerConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LgiFormerConfig":
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, but {self.heads} does not divide {self.width}; change one")
+        check_heads(self.width, self.heads)
         if min(self.region) < 1:
             raise ValueError(f"a region holds at least one tube along each axis, but got {self.region}")
         return self

@@ -89,7 +89,7 @@ def add_adapters(backbone: nn.Module, config: LoraConfig, depth: int) -> None:
     layers = {name: layer for name, layer in backbone.encoder.named_modules() if type(layer) is nn.Linear}  # type: ignore[union-attr]
     for name in matching(layers, config.targets, "lora.targets"):
         layer = layers[name]
-        layer.__class__ = LoraLinear
+        layer.__class__ = LoraLinear  # in place: its weight keeps its name, and whoever holds the layer has the adapter
         assert isinstance(layer, LoraLinear)
         layer.scale, layer.dropout = config.scale(block_of(name)), config.dropout
         layer.lora_A = nn.Parameter(torch.empty(config.rank, layer.in_features))

@@ -119,16 +119,9 @@ class Mixer(nn.Module):
         x, z = self.in_proj(x).chunk(2, dim=-1)
         weight, bias = (self._both(f"conv1d{{}}.{part}") for part in ("weight", "bias"))
         u = F.silu(CausalConv.apply(torch.cat([x, x.flip(1)], dim=2), weight, bias))
-        layers = ((self.x_proj, self.dt_proj), (self.x_proj_b, self.dt_proj_b))
-        sizes = [self.rank, self.config.state, self.config.state]
-        delta, B, C = zip(
-            *(
-                (F.linear(dt, dt_proj.weight), B, C)
-                for branch, (x_proj, dt_proj) in zip(u.chunk(2, dim=2), layers, strict=True)
-                for dt, B, C in [x_proj(branch).split(sizes, dim=2)]
-            ),
-            strict=True,
-        )
+        ahead, back = u.chunk(2, dim=2)
+        reads = self._reads(ahead, self.x_proj, self.dt_proj), self._reads(back, self.x_proj_b, self.dt_proj_b)
+        delta, B, C = zip(*reads, strict=True)
         y = selective_scan(
             u.mT,
             torch.cat(delta, dim=2).mT,
@@ -142,8 +135,13 @@ class Mixer(nn.Module):
         forwards, backwards = y.chunk(2, dim=2)
         return self.out_proj((forwards + backwards.flip(1)) * F.silu(z))
 
+    def _reads(self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a direction's scan takes from its tokens u (b, l, d): delta (b, l, d), B and C (b, l, n)."""
+        dt, B, C = x_proj(u).split([self.rank, self.config.state, self.config.state], dim=2)
+        return F.linear(dt, dt_proj.weight), B, C  # the bias of dt_proj is added in the scan, in float32
+
     def _both(self, name: str) -> Tensor:
-        """Return a parameter of the forward and the backward direction as one."""
+        """Return a parameter of the forward and the backward direction as one; in its name `{}` stands for `_b`."""
         return torch.cat([self.get_parameter(name.format("")), self.get_parameter(name.format("_b"))])
 
 

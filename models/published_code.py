@@ -11,8 +11,8 @@ from mien.models.gaze import GazeConfig
 from mien.models.lgi_former import LgiFormerConfig
 from mien.models.mae import MaeConfig
 from mien.models.published_heads import HEAD_WIDTH
+from mien.models.tasks import AnyConfig
 
-AnyConfig = MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig
 VARIANTS = ("first", "second", "third", "sharing", "mlp_ratio")  # built by flags that no published script uses
 SIZE = 160  # the one size under which models are registered
 

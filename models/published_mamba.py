@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from mien.models.backbone import BackboneConfig
-from mien.models.combined import CombinedConfig
-from mien.models.expression import ExpressionConfig
 from mien.models.file_names import Entries, FileNames
-from mien.models.gaze import GazeConfig
 from mien.models.loading import blocks_of
 from mien.models.mae import MaeConfig
 from mien.models.mamba import MambaConfig
 from mien.models.masking import MaskConfig
 from mien.models.patches import TubesConfig, position_table
 from mien.models.published_heads import decoder_of, task_of
+from mien.models.tasks import AnyConfig
 
 FILTER, POSITIONS, TIMES = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding"
 
@@ -118,7 +116,7 @@ def describe(
     tubelet: int | None = None,
     per_frame: bool = False,
     mask_ratio: float = MaskConfig().ratio,
-) -> MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig:
+) -> AnyConfig:
     """Infer the config of VideoMamba's weights (names without prefix) for clips of `frames` and `size` pixels.
 
     A filter of one frame is to be inflated to `tubelet`. The class token stands for a clip, but where there is an

@@ -4,7 +4,8 @@
 
 `selective_scan` takes mamba-ssm's kernel on CUDA where that is installed, else the chunked form, which is plain
 PyTorch; while a model is exported, a loop that a graph can hold. `sequential_scan` is the recurrence as it is written,
-for tests. Signature and meaning are those of mamba-ssm's `selective_scan_fn`.
+for tests. Signature and meaning are those of mamba-ssm's `selective_scan_fn`, and so are the letters in the scan's
+files: d inner channels, n numbers of state that each carries, l tokens, g groups of channels that share B and C.
 Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3 and its appendix on recomputation.
 """
 
@@ -113,12 +114,13 @@ def as_kernels_take(
     """Return a scan's inputs in the types of mamba-ssm's kernel: u's for what has a length, float32 for the rest."""
     if min(B.ndim, C.ndim) > 2:
         B, C = grouped(B, C, u)
-    of_steps, of_channels = (
-        [None if x is None else x.to(dtype) for x in given]
-        for dtype, given in ((u.dtype, (delta, z)), (torch.float32, (A, D, delta_bias)))
-    )
-    reads = [x.float() if x.ndim == 2 else x.to(u.dtype) for x in (B, C)]
-    return [u, of_steps[0], of_channels[0], *reads, of_channels[1], of_steps[1], of_channels[2]]
+    of_steps = {"delta": delta, "z": z}
+    of_channels = {"A": A, "D": D, "delta_bias": delta_bias}
+    for name, x in (("B", B), ("C", C)):
+        (of_channels if x.ndim == 2 else of_steps)[name] = x
+    given = {name: None if x is None else x.to(u.dtype) for name, x in of_steps.items()}
+    given |= {name: None if x is None else x.float() for name, x in of_channels.items()}
+    return [u, *(given[name] for name in ("delta", "A", "B", "C", "D", "z", "delta_bias"))]
 
 
 def check(

@@ -10,7 +10,8 @@ from mien.models.expression import Expression, ExpressionConfig
 from mien.models.gaze import Gaze, GazeConfig
 from mien.models.mae import MaeConfig, MaskedAutoencoder
 
-TaskConfig = Annotated[MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig, Field(discriminator="name")]
+AnyConfig = MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig
+TaskConfig = Annotated[AnyConfig, Field(discriminator="name")]
 TASKS: dict[str, Any] = {
     "mae": MaskedAutoencoder,
     "expression": Expression,
@@ -19,12 +20,12 @@ TASKS: dict[str, Any] = {
 }
 
 
-def build(config: MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig) -> Task:
+def build(config: AnyConfig) -> Task:
     """Make the task a config names, with newly drawn weights (from torch's global generator)."""
     return TASKS[config.name](config)
 
 
-def labels_of(config: MaeConfig | ExpressionConfig | GazeConfig | CombinedConfig) -> set[str]:
+def labels_of(config: AnyConfig) -> set[str]:
     """Return which labels of a clip a task learns from: "label" (its class), "gaze", both or none."""
     if config.name == "combined":
         return {name for name, weight in (("label", config.alpha), ("gaze", config.gaze_weight)) if weight > 0}

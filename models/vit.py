@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from mien.models.attention import Block, drop_path_rates
+from mien.models.attention import Block, check_heads, drop_path_rates
 from mien.models.blocks import Blocks
 
 
@@ -21,8 +21,7 @@ class VitConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "VitConfig":
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, but {self.heads} does not divide {self.width}; change one")
+        check_heads(self.width, self.heads)
         return self
 
     def check_grid(self, grid: tuple[int, int, int]) -> None:
