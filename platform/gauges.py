@@ -55,12 +55,13 @@ def show(values: Mapping[str, float | None], **tags: str) -> None:
     belongs = _belongs | tags
     with _lock:
         for name, value in values.items():
-            _values.pop((name, *sorted(belongs.items())), None)
+            key = (name, *sorted(belongs.items()))
+            _values.pop(key, None)
             if value is not None:
-                _values[(name, *sorted(belongs.items()))] = (value, belongs)
+                _values[key] = (value, belongs)
+                _metric("Gauge", name, belongs).set(value, belongs)
         if not any(thread.name == REPEATER for thread in threading.enumerate()):
             threading.Thread(target=_repeat, name=REPEATER, daemon=True).start()
-    _send()
 
 
 def count(name: str, **tags: str) -> None:
@@ -72,16 +73,12 @@ def count(name: str, **tags: str) -> None:
 def _repeat() -> None:
     """Send all values again and again while there is a session: Ray forgets a gauge after twenty seconds."""
     while connected():
-        _send()
+        with _lock:
+            for (name, *_), (value, tags) in _values.items():
+                _metric("Gauge", name, tags).set(value, tags)
         time.sleep(REPEAT_SECONDS)
     with _lock:
         _values.clear()
-
-
-def _send() -> None:
-    with _lock:
-        for (name, *_), (value, tags) in _values.items():
-            _metric("Gauge", name, tags).set(value, tags)
 
 
 def _metric(kind: str, name: str, tags: Mapping[str, str]) -> Any:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -46,6 +47,28 @@ def served(name: str, value: float, **tags: str) -> None:
             return
         time.sleep(1)
     raise AssertionError(f"{name} {tags} is to be {value}, but served is {found}")
+
+
+def test_what_is_shown_costs_the_same_however_much_is_served_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of a thousand trials shows some values for each of its folds."""
+    sent: list[str] = []
+
+    class Metric:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            sent.append(f"{self.name} {tags['trial']} {value}")
+
+    monkeypatch.setattr(gauges, "connected", lambda: threading.current_thread() is threading.main_thread())
+    monkeypatch.setattr(gauges, "_metric", lambda kind, name, tags: Metric(name))
+    for trial in range(100):
+        gauges.show({"trial_uar": 0.5, "trial_folds": 1}, trial=str(trial))
+    monkeypatch.undo()
+    gauges.belong()
+    assert sent == [
+        f"{name} {trial} {value}" for trial in range(100) for name, value in (("trial_uar", 0.5), ("trial_folds", 1))
+    ]
 
 
 @pytest.mark.ray
