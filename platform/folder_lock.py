@@ -11,6 +11,7 @@ Mountpoint) the lock holds within one host at best: between hosts it is then for
 Where there is no lock at all, a line says so.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -28,7 +29,8 @@ FILE = "lock"
 LOOK_SECONDS = 0.2
 ENDING_SECONDS = 20.0  # that a process of this host may take to end once Ray's node, or its driver, was killed
 LEASE_SECONDS = 150.0  # for a host that was lost; servers of NFS wait 90 for such a one by themselves
-_handles: set[int] = set()
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what storage says that has none
+_held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()  # by this process
 
 
 class LockedError(ValueError):
@@ -46,8 +48,8 @@ class FolderLock:
         self.folder = folder
         with storing(folder):
             self._handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        _handles.add(self._handle)
-        self._end = weakref.finalize(self, _close, self._handle)
+        self._end = weakref.finalize(self, os.close, self._handle)
+        _held.add(self)
         try:
             self._take()
             here = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
@@ -60,8 +62,11 @@ class FolderLock:
     def release(self) -> None:
         """Let others write there."""
         if self._end.alive:
-            self._write("")
-            self._end()
+            try:
+                with storing(self.folder):
+                    self._write("")
+            finally:
+                self._end()
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -80,6 +85,9 @@ class FolderLock:
             except (BlockingIOError, PermissionError):  # what NFS says of a lock that somebody has
                 pass
             except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    with storing(self.folder):
+                        raise
                 print(
                     f"note: {self.folder} has no locks ({error.strerror}), so nothing stops a second program from "
                     "writing there: see that only this one runs",
@@ -92,7 +100,7 @@ class FolderLock:
                 raise LockedError(_refused(self.folder, holder))
             if not told:
                 told = True
-                print(f"{_held(self.folder, holder)}; waiting up to {seconds:g} s in case it is ending", flush=True)
+                print(f"{_written(self.folder, holder)}; waiting up to {seconds:g} s in case it is ending", flush=True)
             time.sleep(LOOK_SECONDS)
 
     def _holder(self) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _held(folder: Path, holder: dict[str, Any]) -> str:
+def _written(folder: Path, holder: dict[str, Any]) -> str:
     who = "process {pid} on {host} since {since}".format(**holder) if holder else "a process that does not say its name"
     return f"{folder} is written to by {who} (it is {_now()})"
 
@@ -120,21 +128,15 @@ def _held(folder: Path, holder: dict[str, Any]) -> str:
 def _refused(folder: Path, holder: dict[str, Any]) -> str:
     stop = f", or stop it there (kill {holder['pid']}; it saves its state first)" if holder else ""
     return (
-        f"one program at a time writes in a folder, but {_held(folder, holder)}. Wait until it has ended{stop}, and "
+        f"one program at a time writes in a folder, but {_written(folder, holder)}. Wait until it has ended{stop}, and "
         "run the same command to go on; or give another --output"
     )
 
 
-def _close(handle: int) -> None:
-    if handle in _handles:
-        _handles.discard(handle)
-        os.close(handle)
-
-
-def _close_all() -> None:
-    while _handles:
-        os.close(_handles.pop())
+def _let_go() -> None:
+    for lock in list(_held):
+        lock._end()
 
 
 # What is started by `exec` loses it by O_CLOEXEC; a process that is only forked loses it here.
-os.register_at_fork(after_in_child=_close_all)
+os.register_at_fork(after_in_child=_let_go)

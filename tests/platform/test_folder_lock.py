@@ -21,6 +21,7 @@ import pytest
 from mien.platform import folder_lock
 from mien.platform.folder_lock import FILE, FolderLock, LockedError
 from mien.platform.run import Run, RunError
+from mien.platform.storage import StorageError
 
 # Starts a run, says so, and ends when it is told to.
 DRIVER = """
@@ -46,6 +47,20 @@ if not forked:
 started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
 print(forked, started.pid, flush=True)
 sys.stdin.readline()
+"""
+# A fork that opens another file and then leaves the block, as an exception in it does.
+FORKED = """
+import os, sys
+from pathlib import Path
+from mien.platform.folder_lock import FolderLock
+with FolderLock(Path(sys.argv[1])) as lock:
+    child = os.fork()
+    if not child:
+        other = os.open(Path(sys.argv[1]) / "other", os.O_RDWR)
+        lock.release()
+        os._exit(other != lock._handle)
+    print(os.waitpid(child, 0)[1], flush=True)
+    sys.stdin.readline()
 """
 # As a program on a cluster of its own.
 WITH_RAY = """
@@ -187,3 +202,20 @@ def test_storage_without_locks_is_said_and_gone_on_with(
     monkeypatch.setattr(fcntl, "flock", none)
     with FolderLock(tmp_path):
         assert "has no locks (No locks available)" in capsys.readouterr().out
+
+
+def test_storage_that_fails_is_not_taken_for_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(handle: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", failing)
+    with pytest.raises(StorageError, match="Input/output error"):
+        FolderLock(tmp_path)
+
+
+def test_what_is_forked_cannot_give_back_the_lock_or_harm_a_file_that_has_its_number(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("kept")
+    with program(FORKED, tmp_path) as first:
+        assert line(first) == "0"
+        assert (tmp_path / "other").read_text() == "kept"
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == first.pid
