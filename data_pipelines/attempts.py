@@ -4,15 +4,17 @@ Ray runs a task again whose process died, without end, and a clip that no proces
 task writes down what it is about to read, in a small file on its machine; the next attempt finds it there. A clip at
 which two attempts ended is given up with a DecodeError, like any other that cannot be read. Two, because a process may
 end for other reasons, such as a machine out of memory. A clip that hangs ends its process after twice the time that
-its decoder would allow it. Files of tasks that ended well are removed.
+its decoder would allow it. Files of tasks that ended well are removed, and those of tasks that never came again,
+because what wanted their clips was gone too, by whichever task begins there an hour later.
 """
 
 import faulthandler
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from mien.data_pipelines import shards
 from mien.data_pipelines.video_files import DecodeError, time_limit
 
 DEATHS = 2  # attempts that may end at a clip
+FORGOTTEN_SECONDS = 3600.0  # since the last clip of a task that has not come again: it never will
 _BEGUN, _DONE = b"=", b"."  # lines between the clips' names: an attempt begins; the clip named before was survived
 
 
@@ -37,6 +40,10 @@ class Attempts:
 
     def __enter__(self) -> "Attempts":
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for note in self._file.parent.iterdir():
+            with suppress(FileNotFoundError):  # its task has just ended
+                if note != self._file and note.stat().st_mtime < time.time() - FORGOTTEN_SECONDS:
+                    note.unlink()
         self._log = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         lines = os.read(self._log, self._file.stat().st_size + 1).splitlines()
         ends = [last for last, following in pairwise([*lines, _BEGUN]) if following == _BEGUN]

@@ -176,6 +176,7 @@ def disturb(part: Part, config: ChaosConfig, output: Path, world: Path, cluster:
         "seconds_a_kill": round(seconds / max(len(events.kills), 1), 1),
         **compare(peace.output, war.output),
         "left": left,
+        "notes_that_wait": chaos_verdict.notes(cluster),
         "what_was_killed": events.kills,
     }
 

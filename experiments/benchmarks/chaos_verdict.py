@@ -122,6 +122,9 @@ def left(cluster: Raylets, output: Path) -> list[str]:
             break
         time.sleep(1)
     hidden = [path for path in output.rglob(".*") if path.name != RAYS_OWN]  # how what is not whole yet is called
-    # A task that died leaves its note of where it was for the next attempt, which takes it away.
-    notes = [path for path in cluster.files.rglob("mien-attempts-*/*")]
-    return [*busy, *remains, *(os.path.relpath(path, output) for path in hidden), *(path.name for path in notes)]
+    return [*busy, *remains, *(os.path.relpath(path, output) for path in hidden)]
+
+
+def notes(cluster: Raylets) -> int:
+    """Return how many notes of where a data task was wait for a next attempt; old ones go with the next task."""
+    return len([*cluster.files.rglob("mien-attempts-*/*")])

@@ -1,7 +1,9 @@
 """A clip that ends the process of its task twice is given up with a reason; one that did so once is tried again."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,15 @@ def test_a_process_that_ends_between_clips_blames_none(tmp_path: Path) -> None:
         # The process ends here: nothing is closed.
     with Attempts("task", tmp_path) as task, task.at(0, "a.mp4"):
         pass
+
+
+def test_the_note_of_a_task_that_never_came_again_goes_after_an_hour(tmp_path: Path) -> None:
+    for name, hours in (("gone", 1.1), ("just gone", 0.9), ("late", 2.0)):
+        Attempts(name, tmp_path).__enter__()  # the process ends here
+        os.utime(tmp_path / name, (time.time() - 3600 * hours,) * 2)
+    with Attempts("late", tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["just gone", "late"]
+    assert [path.name for path in tmp_path.iterdir()] == ["just gone"]
 
 
 def test_an_error_of_the_clip_is_its_own(tmp_path: Path) -> None:
