@@ -31,7 +31,8 @@ import ray
 import ray.train
 import ray.train.torch
 from pydantic import BaseModel, Field, model_validator
-from ray._private.state import actors, jobs  # the public lists need a dashboard
+from ray._private.state import jobs, state  # the public lists need a dashboard
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 
 from mien.platform import checkpoint, cluster
 from mien.platform.interrupt import Interrupt, Terminated, on_sigterm
@@ -113,8 +114,7 @@ def fit(
 
     `config` is plain data and `output` the run folder, which all nodes see; progress is read from its records.
     `data_cpus` are those of one data task of the workers' streams, 0 if they have none. Raises ClusterError if they
-    cannot all run, WorkerError with the words of a worker's ValueError or StorageError, and TrainerError for
-    anything else.
+    cannot all run, WorkerError with the words of a worker's ValueError or StorageError, and else TrainerError.
     """
     gpu = takes_gpus(trainer)
     cluster.check_workers(
@@ -212,11 +212,12 @@ def _started(made: Any) -> "Future[Any]":
 
 
 def _end_controller() -> None:
-    """Kill this job's controller, which runs on this node, so that the thread which waits for it comes out of Ray.
+    """Kill this process's controller, and no other trial's, so that the thread which waits for it comes out of Ray.
 
     Whoever still waits inside Ray when it is shut down ends the whole process, at once and with exit code 1.
     """
-    _end_actors("TrainController", {ray.get_runtime_context().get_job_id()})
+    here = ray.get_runtime_context().get_worker_id()
+    _end_actors("TrainController", lambda actor: actor.owner_address.worker_id.hex() == here)
 
 
 def _end_orphans() -> None:
@@ -225,17 +226,17 @@ def _end_orphans() -> None:
     It outlives its driver to free what that had reserved, asks the dashboard whether the controller is dead, and stays
     for ever where there is none. What a dead job had reserved, Ray itself has taken back by now.
     """
-    _end_actors("PlacementGroupCleaner", {job["JobID"] for job in jobs() if job["IsDead"]})
+    dead = {job["JobID"] for job in jobs() if job["IsDead"]}
+    _end_actors("PlacementGroupCleaner", lambda actor: actor.job_id.hex() in dead)
 
 
-def _end_actors(kind: str, of_jobs: set[str]) -> None:
-    """Kill the actors of a class that jobs have on this node."""
+def _end_actors(kind: str, ours: Callable[[Any], bool]) -> None:
+    """Kill those actors of a class that are on this node and ours."""
     here = ray.get_runtime_context().get_node_id()
-    for actor in actors().values():
-        ours = actor["JobID"] in of_jobs and actor["Address"]["NodeID"] == here and actor["State"] == "ALIVE"
-        if ours and kind in actor["ActorClassName"]:
+    for actor in map(ActorTableData.FromString, state._connect_and_get_accessor().get_actor_table(None, "ALIVE")):
+        if kind in actor.class_name and actor.address.node_id.hex() == here and ours(actor):
             with suppress(ProcessLookupError):
-                os.kill(actor["Pid"], signal.SIGKILL)
+                os.kill(actor.pid, signal.SIGKILL)
 
 
 def _follow(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -272,3 +273,33 @@ def test_a_driver_that_is_killed_and_one_that_gets_ctrl_c_lose_nothing(
     assert again.returncode == 0, again.stdout
     assert losses(folder) == losses(alone)
     assert all(torch.equal(value, weights(folder)[name]) for name, value in weights(alone).items())
+
+
+class TrainController:
+    """Called as Ray's own, which a fold of a study starts for its workers."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class Fold:
+    """Another process of the same job, on the same node."""
+
+    def __init__(self) -> None:
+        self.controller = ray.remote(num_cpus=0)(TrainController).remote()
+
+    def pid(self) -> int:
+        pid: int = ray.get(self.controller.pid.remote())
+        return pid
+
+
+@pytest.mark.ray
+def test_who_ends_a_controller_leaves_those_of_other_trials(ray_cluster: None) -> None:
+    fold, own = ray.remote(num_cpus=0)(Fold).remote(), ray.remote(num_cpus=0)(TrainController).remote()
+    others = ray.get(fold.pid.remote(), timeout=60)
+    ray.get(own.pid.remote(), timeout=60)
+    trainer._end_controller()
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(own.pid.remote(), timeout=60)
+    assert ray.get(fold.pid.remote(), timeout=60) == others
+    ray.kill(fold)
