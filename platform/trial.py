@@ -118,19 +118,21 @@ def judge_fold(
     print(f"{name} fold {fold}: in {place}, {config['params']}", flush=True)
     began, ended = time.monotonic(), threading.Event()
     TOLD.asked = TOLD.save = TOLD.terminated = False  # a process may have judged another fold before
-    threading.Thread(target=listen, args=(Path(stop), ended), daemon=True).start()
-    try:
-        with on_sigterm(TOLD.stop):
+    listener = threading.Thread(target=listen, args=(Path(stop), ended), daemon=True)
+    with on_sigterm(TOLD.stop):
+        listener.start()
+        try:
             if trainer is None:
                 judge, context = ray.get(work[0])
                 scores = dict(judge(config["params"], fold, place, context))
             else:
                 scores = judge_together(work, config["params"], fold, place, trainer, name)
-    except Terminated:
-        print(f"{name} fold {fold}: told to stop, and saved; took {time.monotonic() - began:.0f} s", flush=True)
-        return None
-    finally:
-        ended.set()
+        except Terminated:
+            print(f"{name} fold {fold}: told to stop; took {time.monotonic() - began:.0f} s", flush=True)
+            return None
+        finally:
+            ended.set()
+            listener.join(DRAIN_SECONDS)  # else its signal could reach the process when nothing hears it any more
     told = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
     print(f"{name} fold {fold}: {told}; took {time.monotonic() - began:.0f} s", flush=True)
     return scores
@@ -200,6 +202,7 @@ def trainable(
             "cpus_per_worker": config.cpus_per_trial,
             "gpu": config.gpus_per_trial > 0,
             "max_failures": config.retries,
+            "grace_seconds": config.grace_seconds,
         }
         resources = dict(WAITING)
     made = tune.with_parameters(

@@ -9,6 +9,7 @@ leaves the trials that met it running, so they go on as well.
 """
 
 import errno
+import itertools
 import logging
 import math
 import re
@@ -73,7 +74,8 @@ def run_trials(judge: Judge, book: Study, context: Any) -> None:
     if left := book.left():
         at_once = concurrency(config)
         sessions = output / "tune"
-        name = f"session_{len(list(sessions.glob('session_*'))) + 1:03d}"
+        names = (f"session_{number:03d}" for number in itertools.count(1))
+        name = next(name for name in names if not (sessions / name).exists())  # none whose `stop` is there
         stopping = Stopping(sessions / name / "stop", config.grace_seconds)
         tuner = tune.Tuner(
             trainable(judge, context, book.folds, output, config, stopping.file),
@@ -207,6 +209,8 @@ class Mourner(Unsaved, Callback):
         kind, _, message = words.partition(": ")
         if kind.endswith(f".{StorageError.__name__}"):
             raise StorageError(errno.EIO, message)
+        if self.stopping.asked:  # with a machine that shuts down, processes are lost; the trial goes on like the others
+            return
         self.book.failed(trial.config["id"], words or "its process was lost; see Ray's logs")
         show_gauges(self.book, trial.config["id"])
 
@@ -223,10 +227,10 @@ class Stopping:
         if self.asked:
             end_now()
         self.asked, self.until = True, time.monotonic() + self.grace_seconds
-        print("\nSIGTERM: the folds save their state", file=sys.stderr, flush=True)
         with storing(self.file.parent):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.touch()
+        print("\nSIGTERM: the folds save their state", file=sys.stderr, flush=True)
 
     def check(self) -> None:
         """Raise Terminated when the time is over."""
