@@ -7,6 +7,7 @@ A program's config is a frozen pydantic model made of the configs of the parts i
 
 import difflib
 import os
+import select
 import shutil
 import sys
 import textwrap
@@ -60,11 +61,10 @@ def parse(
     `first` names a setting whose value may stand alone as the first word. `--help` prints every setting and exits.
     Raises ConfigError for anything that is not understood.
     """
-    known = dict(flags or {})
+    known, words = dict(flags or {}), list(argv)
     paths: dict[str, Path] = {}
     given: dict[str, Any] = {}
     switches = set()
-    words = list(argv)
     if first and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"{first}={words[0]}"
     while words:
@@ -168,6 +168,9 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # who reads what is printed (`| head`) has enough; nothing is flushed to it any more
+        (reader := select.poll()).register(sys.stdout.fileno(), 0)
+        if not reader.poll(0):  # it is there: another pipe broke, which is a fault of ours
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except MISTAKES as error:
@@ -250,13 +253,10 @@ def _validated(config_class: type[C], tree: Mapping[str, Any]) -> C:
 
 
 def _unknown(config_class: type[BaseModel], path: str, key: str) -> str:
-    near = difflib.get_close_matches(key, config_class.model_fields, 1, 0.6)
-    section = path[: len(path) - len(key)]
-    if near:
-        hint = f"did you mean {section}{near[0]}?"
-    else:
-        everywhere = [setting.key for setting in settings(config_class, section) if setting.key.endswith(f".{key}")]
-        hint = f"did you mean {everywhere[0]}?" if everywhere else f"known here: {', '.join(config_class.model_fields)}"
+    section, known = path.removesuffix(key), config_class.model_fields
+    near = [f"{section}{name}" for name in difflib.get_close_matches(key, known, 1, 0.6)]
+    near += [setting.key for setting in settings(config_class, section) if setting.key.endswith(f".{key}")]
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
     return f"unknown setting {path}; {hint}"
 
 

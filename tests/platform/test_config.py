@@ -175,6 +175,15 @@ def test_a_reader_who_has_enough_ends_a_program_quietly(lines: int) -> None:
     assert one.returncode == 141
 
 
+def test_another_pipe_that_broke_is_told() -> None:
+    program = (
+        "import os\nfrom mien.platform.config import run_program\n"
+        "ends = os.pipe()\nos.close(ends[0])\nrun_program(lambda _: os.write(ends[1], b'x'))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert said.returncode == 1 and "BrokenPipeError" in said.stderr
+
+
 def test_ctrl_c_ends_any_program_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         raise KeyboardInterrupt
