@@ -44,13 +44,24 @@ LOOP = LoopConfig(steps=6, batch_size=8, precision="fp32", log_every=1, ema_deca
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compile in this process, into a folder that all tests here and the processes they start share."""
     import torch._inductor.config as inductor
+    from torch._inductor import cpu_vec_isa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else processes stay that compile
         patch.setattr(inductor, "compile_threads", 1)
+        patch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+        patch.setattr(inductor.cpp, "vec_isa_ok", True)
+        patch.setattr(cpu_vec_isa, "valid_vec_isa_list", vector_instructions)
         yield
     torch._dynamo.reset()
+
+
+def vector_instructions() -> list[Any]:
+    """Return AVX2 where it is there; trying all that this CPU may have takes longer than compiling the graphs."""
+    from torch._inductor.cpu_vec_isa import VecAVX2
+
+    return [VecAVX2()] if torch.cpu._is_avx2_supported() else []
 
 
 def small_task(drop_path: float = 0.0) -> Task:
@@ -179,7 +190,10 @@ def test_the_average_answers_through_compiled_blocks(compiled: Path) -> None:
 
 def worker(rank: int, folder: Path) -> None:
     """Train on every second clip, beside another worker, in two pieces of as many clips as the runs above."""
+    from torch._inductor import cpu_vec_isa
+
     torch.set_num_threads(1)
+    cpu_vec_isa.valid_vec_isa_list = vector_instructions
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     found: dict[str, Any] = {}
     for name in ("off", "on"):
