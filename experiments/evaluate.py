@@ -183,9 +183,8 @@ def evaluate_motion(config: EvaluateConfig, folder: Path, whole: dict[str, Any])
 
     Frames are shuffled in an order that depends on the clip alone, so it is the same each time.
     """
-    found: dict[str, dict[str, Any]] = {
-        WHOLE: {name: of["pooled"] for name, of in whole.get("datasets", {"": whole}).items()}
-    }
+    pooled = {name: of["pooled"] for name, of in whole.get("datasets", {"": whole}).items()}
+    found: dict[str, dict[str, Any]] = {WHOLE: pooled}
     for ablate in SPOILT:
         tested, _ = test_folds(config, folder, ablate)
         found[ablate] = {name * (len(tested) > 1): of.scores(config.seed)["pooled"] for name, of in tested.items()}
@@ -268,17 +267,18 @@ def main(argv: Sequence[str]) -> None:
         table([test_sizes(call.config, place) for place in runs.values()])
         return
     output, again = place_of(call.config, folder), "again" in call.flags
-    times = records(output / "opened.jsonl")
 
     def found(file: str, open_test: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what a file says of the test clips, opening them where it is not there or is to be made again."""
-        if (output / file).is_file() and not again:
-            print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
-            return dict(json.loads((output / file).read_text(encoding="utf-8")))
-        with FolderLock(folder):
-            result = open_test()
-            append(output / "opened.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "file": file})
-        return result
+        if again or not (output / file).is_file():
+            with FolderLock(folder):
+                if again or not (output / file).is_file():  # else another program has opened them since
+                    result, now = open_test(), datetime.now(UTC).isoformat(timespec="seconds")
+                    append(output / "opened.jsonl", {"time": now, "file": file})
+                    return result
+        times = records(output / "opened.jsonl")
+        print(f"the test clips were opened at {times[-1]['time'] if times else 'an unknown time'}; what was found:")
+        return dict(json.loads((output / file).read_text(encoding="utf-8")))
 
     result = found("scores.json", lambda: evaluate(call.config, folder))
     for name, of in result.get("datasets", {"": result}).items():

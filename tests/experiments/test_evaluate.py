@@ -14,6 +14,7 @@ from mien.data_pipelines.manifest import SCHEMA, Manifest, build
 from mien.experiments import evaluate, finetune, report
 from mien.platform import checkpoint
 from mien.platform.config import ConfigError
+from mien.platform.folder_lock import FolderLock
 from mien.platform.run import records
 from mien.platform.storage import write_whole
 
@@ -49,6 +50,20 @@ def test_the_test_clips_are_opened_once_and_again_only_if_asked(
     evaluate.main([str(folder), "--again"])
     assert len(records(folder / "test" / "opened.jsonl")) == 2
     assert json.loads((folder / "test" / "scores.json").read_text()) == found
+
+
+def test_two_programs_at_once_open_the_test_clips_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def while_waiting(place: Path) -> FolderLock:
+        monkeypatch.undo()
+        evaluate.main([str(place)])  # the other one
+        return FolderLock(place)
+
+    monkeypatch.setattr(evaluate, "FolderLock", while_waiting)
+    evaluate.main([str(folder)])
+    assert len(records(folder / "test" / "opened.jsonl")) == 1
+    assert capsys.readouterr().out.count("the test clips were opened at 20") == 1
 
 
 def test_a_root_without_the_manifest_that_it_is_of_is_refused(folder: Path) -> None:
