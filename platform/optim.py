@@ -68,6 +68,8 @@ def told_decay(task: nn.Module, config: OptimConfig) -> str:
 
     Raises ValueError, with the nearest name, for what no task exempts.
     """
+    if not config.decay_anyway:
+        return ""
     plain: Any = task
     exempted: set[str] = plain.undecayed()
     here = {name.rpartition(".")[2] for name, weight in task.named_parameters() if weight.ndim > 1 and name in exempted}

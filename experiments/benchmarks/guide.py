@@ -65,7 +65,7 @@ ASK_CLIENT = (
     "from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType\n"
     "from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub\n"
     "ping = ClusterInfoRequest(type=ClusterInfoType.PING)\n"
-    "sent = [('client_id', 'guide')] + [(name.lower(), value) for name, value in [sys.argv[2:4]] if sys.argv[2:]]\n"
+    "sent = [('client_id', 'guide'), *([(sys.argv[2].lower(), sys.argv[3])] if sys.argv[2:] else [])]\n"
     "ask = RayletDriverStub(grpc.insecure_channel(sys.argv[1])).ClusterInfo\n"
     "try: ask(ping, timeout=20, metadata=sent); print('OK')\n"
     "except grpc.RpcError as error: print(error.code().name)\n"
